@@ -1,0 +1,1 @@
+"""Networks that the agents share: simplicial embeddings, torsos, actors, critics, normalisers."""

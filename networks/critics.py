@@ -1,0 +1,72 @@
+"""Distributional critics: the return as probabilities over a fixed grid of K atoms (C51)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from networks.layers import BatchedLinear
+from networks.sem import SEMConfig
+from networks.torso import mlp_torso
+
+
+class CategoricalCritics(nn.Module):
+    """Q independent return distributions for each observation and action: [B, C], [B, A] to logits [Q, B, K].
+
+    Source: Bellemare et al., "A Distributional Perspective on Reinforcement Learning" (2017).
+    """
+
+    support: Tensor
+    """[K] float32, the returns that the atoms stand for"""
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        atoms: int,
+        v_min: float,
+        v_max: float,
+        sem: SEMConfig | None = None,
+        critics: int = 2,
+    ) -> None:
+        super().__init__()
+        if atoms < 2 or not v_min < v_max:
+            raise ValueError(f"the support needs at least 2 atoms and v_min < v_max, got {atoms}, {v_min}, {v_max}")
+        self.torso, width = mlp_torso(obs_dim + action_dim, hidden, sem, copies=critics)
+        self.head = BatchedLinear(width, atoms, critics)
+        self.register_buffer("support", torch.linspace(v_min, v_max, atoms))
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Return logits, [Q, B, K] float32."""
+        return self.head(self.torso(torch.cat([obs, action], -1))).float()
+
+    def value(self, logits: Tensor) -> Tensor:
+        """Return the expected return under `logits` [..., K]: [...] float32."""
+        return torch.softmax(logits, -1) @ self.support
+
+
+def project(probs: Tensor, atoms: Tensor, support: Tensor) -> Tensor:
+    """Return the probabilities on `support` of a distribution whose atoms have moved elsewhere: [..., B, K] float32.
+
+    Args:
+        probs: [..., B, K] probabilities.
+        atoms: [B, K] where each of them now lies, e.g. reward + discount * support.
+        support: [K] an even grid. Mass beyond its ends is put on them.
+
+    Each atom gives its mass to its two neighbours on the grid, the nearer one more. An atom that falls on a grid point
+    has an upper neighbour with weight 0, and so has the last one (whose upper neighbour would lie beyond the grid), so
+    the mass is preserved with no case apart. In float32 whatever the networks compute in: a discount of 0.99 is 0.988
+    in bfloat16. Source: Bellemare et al. (2017), equation 7.
+    """
+    last = support.numel() - 1
+    position = (atoms.float() - support[0]) * (last / (support[-1] - support[0]))
+    position = position.clamp(0, last)
+    lower = position.floor()
+    share = position - lower
+    lower_index = lower.long().expand(probs.shape)
+    upper_index = (lower_index + 1).clamp(max=last)
+    upper_mass = probs.float() * share
+    projected = torch.zeros(probs.shape, dtype=torch.float32, device=probs.device)
+    projected.scatter_add_(-1, lower_index, probs - upper_mass)
+    return projected.scatter_add_(-1, upper_index, upper_mass)

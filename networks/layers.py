@@ -1,0 +1,61 @@
+"""Building blocks that come in Q independent copies, computed in one batched product."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BatchedLinear(nn.Module):
+    """Q affine maps at once: [B, in] or [Q, B, in] to [Q, B, out].
+
+    Twin critics differ only in their weights. One batched product fills the device better than Q small ones, and the
+    optimiser and the target update see half the tensors. Every copy starts like `torch.nn.Linear`: uniform within
+    1/sqrt(in).
+    """
+
+    def __init__(self, in_features: int, out_features: int, copies: int) -> None:
+        super().__init__()
+        bound = 1.0 / math.sqrt(in_features)
+        self.weight = nn.Parameter(torch.empty(copies, in_features, out_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(copies, 1, out_features).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [Q, B, out]."""
+        if x.dim() == 2:
+            x = x.expand(self.weight.shape[0], -1, -1)
+        return torch.baddbmm(self.bias, x, self.weight)
+
+    def extra_repr(self) -> str:
+        """Sizes, for print(model)."""
+        copies, in_features, out_features = self.weight.shape
+        return f"{in_features}, {out_features}, copies={copies}"
+
+
+class BatchedLayerNorm(nn.Module):
+    """Layer normalisation over the last dimension with a gain and a bias of its own for each of Q copies: [Q, B, D]."""
+
+    def __init__(self, features: int, copies: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(copies, 1, features))
+        self.bias = nn.Parameter(torch.zeros(copies, 1, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [Q, B, D]."""
+        return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:], eps=self.eps), self.weight)
+
+    def extra_repr(self) -> str:
+        """Sizes, for print(model)."""
+        return f"{self.weight.shape[-1]}, copies={self.weight.shape[0]}"
+
+
+def linear(in_features: int, out_features: int, copies: int | None) -> nn.Module:
+    """Return one affine map, or Q of them where `copies` is given."""
+    return nn.Linear(in_features, out_features) if copies is None else BatchedLinear(in_features, out_features, copies)
+
+
+def layer_norm(features: int, copies: int | None) -> nn.Module:
+    """Return one affine layer normalisation, or Q of them where `copies` is given."""
+    return nn.LayerNorm(features) if copies is None else BatchedLayerNorm(features, copies)

@@ -1,0 +1,87 @@
+"""Running normalisation. `update` learns, `forward` only normalises: no statistic moves unless it is asked to."""
+
+import torch
+from torch import Tensor, nn
+
+
+class RunningNorm(nn.Module):
+    """Observations with running mean 0 and deviation 1: [..., *shape] to the same, float32.
+
+    Mean and sum of squares are merged batch by batch in float64 (Chan et al., 1979), so that they equal those of all
+    data at once and do not drift over billions of samples. Before the first update it changes nothing.
+    """
+
+    count: Tensor
+    mean64: Tensor
+    square: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, shape: int | tuple[int, ...], eps: float = 1e-2) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("mean64", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("square", torch.zeros(shape, dtype=torch.float64))  # sum of squared deviations
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (x - mean) / (deviation + eps)."""
+        return (x.float() - self.mean) * self.scale
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Learn from a batch [B, *shape]."""
+        x = x.double()
+        n = x.shape[0]
+        batch_mean = x.mean(0)
+        total = self.count + n
+        delta = batch_mean - self.mean64
+        self.square += (x - batch_mean).square_().sum(0) + delta.square() * (self.count * n / total)
+        self.mean64 += delta * (n / total)
+        self.count.copy_(total)
+        self.mean.copy_(self.mean64)
+        self.scale.copy_(1.0 / ((self.square / total).sqrt() + self.eps))
+
+
+class RewardScale(nn.Module):
+    """Rewards on the scale of the return's support: divided by the deviation of a running discounted return.
+
+    The divisor is at least the largest such return seen, over `g_max`, so that returns stay within [-g_max, g_max].
+    Source: FastTD3's optional reward normalisation (arXiv 2505.22642, reference implementation).
+    """
+
+    running: Tensor
+    largest: Tensor
+    square: Tensor
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, num_envs: int, gamma: float, g_max: float) -> None:
+        super().__init__()
+        self.gamma = gamma
+        self.g_max = g_max
+        self.register_buffer("running", torch.zeros(num_envs))
+        self.register_buffer("largest", torch.zeros(()))
+        self.register_buffer("total", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("square", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, reward: Tensor) -> Tensor:
+        """Return the scaled reward, same shape."""
+        mean = self.total / self.count.clamp(min=1)
+        deviation = (self.square / self.count.clamp(min=1) - mean.square()).clamp(min=0).sqrt().float()
+        divisor = torch.maximum(deviation, self.largest / self.g_max)
+        return reward / torch.where(divisor > 0, divisor, 1.0).clamp(min=1e-8)
+
+    @torch.no_grad()
+    def update(self, reward: Tensor, done: Tensor) -> None:
+        """Learn from the rewards [N] of one step and from where it ended an episode [N] bool."""
+        self.running.copy_(self.gamma * self.running + reward)
+        wide = self.running.double()
+        self.total += wide.sum()
+        self.square += wide.square().sum()
+        self.count += self.running.numel()
+        self.largest.copy_(torch.maximum(self.largest, self.running.abs().max()))
+        self.running.masked_fill_(done, 0.0)

@@ -1,0 +1,75 @@
+"""Simplicial embeddings (SEM): features that live on a product of simplices.
+
+Source: Lavoie et al., "Simplicial Embeddings in Self-Supervised Learning and Downstream Classification" (2022), and
+Obando-Ceron et al., "Simplicial Embeddings Improve Sample Efficiency in Actor-Critic Agents" (ICLR 2026), figure 2.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from networks.layers import layer_norm, linear
+
+
+@dataclass(frozen=True)
+class SEMConfig:
+    """Shape of a SEM block: L groups of V units, and the temperature of the softmax in each."""
+
+    groups: int
+    """L, the number of simplices"""
+    vertices: int
+    """V, the width of the softmax in each of them"""
+    temperature: float = 1.0
+    """tau: below 1 the codes get closer to one-hot, above 1 closer to uniform. The paper's released code has 1."""
+
+    def __post_init__(self) -> None:
+        if self.groups < 1 or self.vertices < 2 or not self.temperature > 0:
+            raise ValueError(
+                f"a simplicial embedding needs groups >= 1, vertices >= 2 and temperature > 0; "
+                f"got {self.groups}, {self.vertices}, {self.temperature}"
+            )
+
+    @property
+    def width(self) -> int:
+        """L * V, the number of features that come out."""
+        return self.groups * self.vertices
+
+
+def simplicial(x: Tensor, groups: int, temperature: float = 1.0) -> Tensor:
+    """Return the softmax of `x / temperature` within each of `groups` contiguous chunks of the last dimension.
+
+    [..., L*V] to [..., L*V], computed in float32: each chunk is a point of the simplex with V vertices.
+    """
+    chunks = x.unflatten(-1, (groups, -1)).float()
+    if temperature != 1.0:
+        chunks = chunks / temperature
+    return torch.softmax(chunks, -1).flatten(-2)
+
+
+class SEM(nn.Module):
+    """Linear, LayerNorm over all L*V features, softmax over V in each group: [..., in] to [..., L*V].
+
+    Takes the place of the last hidden Linear and ReLU of a network. With `copies`, Q independent blocks: [Q, B, L*V].
+    """
+
+    def __init__(self, in_features: int, config: SEMConfig, copies: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.linear = linear(in_features, config.width, copies)
+        self.norm = layer_norm(config.width, copies)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features on the product of simplices; each group sums to 1."""
+        return simplicial(self.norm(self.linear(x)), self.config.groups, self.config.temperature)
+
+    def extra_repr(self) -> str:
+        """Sizes, for print(model)."""
+        return f"L={self.config.groups}, V={self.config.vertices}, tau={self.config.temperature}"
+
+
+def entropy(features: Tensor, groups: int) -> Tensor:
+    """Return the mean entropy of the groups over its maximum, log V: 0 is one-hot, 1 uniform. [..., L*V] to []."""
+    chunks = features.unflatten(-1, (groups, -1)).float()
+    return torch.special.entr(chunks).sum(-1).mean() / math.log(chunks.shape[-1])
