@@ -1,0 +1,1 @@
+"""Agents, one file each, and the few files that they share."""

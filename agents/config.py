@@ -1,0 +1,247 @@
+"""Command lines of the agents: one flat dataclass, presets between its defaults and the flags, errors on one line.
+
+    args, used, explicit = config.parse(Args, presets, argv)
+
+Precedence, weakest first: defaults of the dataclass, presets in the order given, flags. The command line is read
+twice: once to learn what the presets depend on (task, size, device), once with the presets as defaults, so that
+`--help` shows the values that would really be used.
+"""
+
+import difflib
+import io
+import math
+import re
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import MISSING, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+T = TypeVar("T")
+Overrides = Mapping[str, Any]
+Presets = Callable[[T], Iterable[tuple[str, Overrides]]]
+
+
+class Parsed(NamedTuple, Generic[T]):
+    """What a command line says."""
+
+    args: T
+    """defaults, presets and flags merged"""
+    presets: list[str]
+    """names of the presets that were used, weakest first"""
+    explicit: set[str]
+    """fields that the user set with a flag, whatever the value"""
+
+
+def parse(args_class: type[T], presets: Presets[T] | None = None, argv: Sequence[str] | None = None) -> Parsed[T]:
+    """Return the settings that a command line asks for, or print one line on stderr and exit with status 2.
+
+    Flags are `--field-name value`, `--field_name value` or `--field-name=value`; a bool field is `--flag` and
+    `--no-flag`; the last of two equal flags wins.
+
+    Args:
+        args_class: dataclass with a default and a docstring for every field, of plain types: bool, int, float, str,
+            Path, Literal, tuples of these, or None. Positional arguments (`tyro.conf.Positional`) and fields without
+            a default work where there are no presets.
+        presets: given the settings without presets, the (name, overrides) pairs that apply to them. A ValueError that
+            it raises, an unknown task for instance, is the user's error and becomes the one line.
+        argv: without the program's name; `sys.argv[1:]` if None.
+
+    Raises:
+        TypeError: an override names no field, or has the wrong type.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    given = _scan(args_class, argv)
+    if presets is None:
+        return Parsed(_tyro(args_class, argv, given), [], set(given))
+    asked = _tyro(args_class, [token for token in argv if token not in ("-h", "--help")], given)
+    try:
+        used = list(presets(asked))
+    except ValueError as error:
+        fail(str(error))
+    merged: dict[str, Any] = {}
+    for name, overrides in used:
+        merged.update(checked(args_class, {name: overrides})[name])
+    names = [name for name, _ in used]
+    args = _tyro(args_class, argv, given, default=replace(args_class(), **merged), names=names)  # type: ignore[type-var]
+    return Parsed(args, names, set(given))
+
+
+def checked(args_class: type, table: Mapping[str, Overrides]) -> Mapping[str, Overrides]:
+    """Return the table of presets as it is. Call it where the table is defined, and a typo fails at import.
+
+    Raises:
+        TypeError: an override names no field of `args_class`, or its value has not the field's type.
+    """
+    hints = get_type_hints(args_class)
+    for name, overrides in table.items():
+        for key, value in overrides.items():
+            if key not in hints:
+                raise TypeError(
+                    f"preset {name!r} sets {key!r}, which {args_class.__name__} lacks{_nearest(key, hints)}"
+                )
+            if not _fits(value, hints[key]):
+                raise TypeError(f"preset {name!r} sets {key} = {value!r}; expected {_describe(hints[key])}")
+    return table
+
+
+def fail(message: str) -> NoReturn:
+    """Print `error: message` as one line on stderr and exit with status 2."""
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(2)
+
+
+def require(condition: bool, message: str) -> None:
+    """Fail with the message unless the condition holds."""
+    if not condition:
+        fail(message)
+
+
+def positive(args: Any, *names: str) -> None:
+    """Fail unless these fields are above 0; None passes."""
+    for name in names:
+        value = getattr(args, name)
+        require(value is None or value > 0, f"{_flag(name)} {value}: must be above 0")
+
+
+def between(args: Any, low: float, high: float, *names: str) -> None:
+    """Fail unless these fields lie in [low, high]; None passes."""
+    for name in names:
+        value = getattr(args, name)
+        require(value is None or low <= value <= high, f"{_flag(name)} {value}: must lie in [{low}, {high}]")
+
+
+def _flag(name: str) -> str:
+    """`batch_size` -> `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def _nearest(word: str, legal: Iterable[str], prefix: str = "") -> str:
+    """Suggestion to append to a message, or nothing."""
+    matches = difflib.get_close_matches(word, list(legal), n=1)
+    return f"; did you mean {prefix}{matches[0]}?" if matches else ""
+
+
+def _scan(args_class: type, argv: Sequence[str]) -> dict[str, list[str]]:
+    """Words that each field was given on the command line; fails on words that belong to no field.
+
+    tyro would reject such words too, but in a box of many lines, and it does not say which flags were given.
+    """
+    if not is_dataclass(args_class):
+        raise TypeError(f"{args_class!r} is not a dataclass")
+    types_of = get_type_hints(args_class, include_extras=True)
+    hints = {f.name: types_of[f.name] for f in fields(args_class)}
+    free = [name for name, hint in hints.items() if _positional(hint)]
+    capacity = {name: _capacity(hint) for name, hint in hints.items() if name not in free}
+    legal = {name.replace("_", "-"): name for name in capacity}
+    legal |= {f"no-{flag}": name for flag, name in legal.items() if capacity[name] == 0}
+    given: dict[str, list[str]] = {}
+    flag, name = "", None
+    for word in argv:
+        if word in ("-h", "--help"):
+            flag, name = word, None
+        elif word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            bare = flag[2:].replace("_", "-")
+            name = legal.get(bare)
+            if name is None:
+                fail(f"unknown flag {flag}{_nearest(bare, legal, prefix='--')} (--help lists them all)")
+            given[name] = [value] if equals else []
+            if len(given[name]) > capacity[name]:
+                fail(_unexpected(value, flag, switch=True))
+        elif name is not None and len(given[name]) < capacity[name]:
+            given[name].append(word)
+        elif free:
+            given[free.pop(0)] = [word]
+        else:
+            fail(_unexpected(word, flag, switch=name is not None and capacity[name] == 0))
+    required = [f.name for f in fields(args_class) if f.default is MISSING and f.default_factory is MISSING]
+    missing = [name.upper() if name in free else _flag(name) for name in required if name not in given]
+    if missing and not {"-h", "--help"} & set(argv):
+        fail(f"missing {', '.join(missing)} (--help says what they are)")
+    return given
+
+
+def _unexpected(word: str, flag: str, switch: bool) -> str:
+    """Message about a word that no field takes."""
+    bare = flag[2:].removeprefix("no-").removeprefix("no_")
+    advice = f": a switch takes no value, write --{bare} or --no-{bare}" if switch else ""
+    return f"unexpected argument {word!r}{f' after {flag}' if flag else ''}{advice}"
+
+
+def _tyro(
+    args_class: type[T],
+    argv: Sequence[str],
+    given: Mapping[str, list[str]],
+    default: T | None = None,
+    names: Sequence[str] = (),
+) -> T:
+    """What tyro makes of words that `_scan` has accepted. Its box about a bad value becomes one line."""
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    if names:
+        doc = args_class.__doc__ or ""
+        generated = doc.startswith(args_class.__name__ + "(")  # what @dataclass writes where there is no docstring
+        options["description"] = f"{'' if generated else doc}\n\nPresets in effect: {', '.join(names)}."
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            args = tyro.cli(args_class, args=argv, **options)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise  # --help
+        fail(_unbox(box.getvalue(), get_type_hints(args_class), given))
+    sys.stderr.write(box.getvalue())  # warnings
+    return args
+
+
+def _unbox(box: str, hints: Mapping[str, Any], given: Mapping[str, list[str]]) -> str:
+    """One line instead of tyro's box: the first flag that it names, what was given and what is legal."""
+    flags = {_flag(name): name for name in hints}
+    name = next((flags[word] for word in re.findall(r"--[\w-]+", box) if word in flags), None)
+    if name is not None and name in given:
+        return f"{' '.join([_flag(name), *given[name]])}: expected {_describe(hints[name])}"
+    body = box.partition("\n")[2].split("For full helptext")[0]
+    return " ".join(re.sub(r"(?m)^[│|]|[│|]$|[─-]{2,}", " ", body).split())
+
+
+def _positional(hint: Any) -> bool:
+    """Whether the field is written without a flag."""
+    return tyro.conf.Positional[int].__metadata__[0] in getattr(hint, "__metadata__", ())  # type: ignore[attr-defined]
+
+
+def _capacity(hint: Any) -> float:
+    """How many words a field of this type takes at most: none for a switch, any number for a list."""
+    if _is_union(hint):
+        return max(1, *map(_capacity, get_args(hint)))
+    return 0 if hint is bool else math.inf if get_origin(hint) in (tuple, list) else 1
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of a field. An int is fine for a float; a bool is not an int."""
+    if _is_union(hint):
+        return any(_fits(value, part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, get_origin(hint) or hint)
+
+
+def _describe(hint: Any) -> str:
+    """What is legal, in words."""
+    if _is_union(hint):
+        return " or ".join(_describe(part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) in (tuple, list):
+        return "a list, each " + _describe(get_args(hint)[0])
+    words = {int: "an integer", float: "a number", str: "a text", bool: "True or False", Path: "a path"}
+    return words.get(hint, "None" if hint is type(None) else getattr(hint, "__name__", str(hint)))
