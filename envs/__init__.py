@@ -1,0 +1,178 @@
+"""Environments by name: `make` finds the backend that has a task. `envs.base` is the contract that they keep."""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+# By name: importing the submodules envs.torch and envs.gymnasium writes these two names into this very namespace.
+from torch import device as Device
+from torch import empty
+
+from envs.base import Step, TaskError, VecEnv
+
+__all__ = ["BACKENDS", "Backend", "Step", "TaskError", "VecEnv", "backends", "make", "tasks"]
+
+
+class Backend(NamedTuple):
+    """Where the tasks of a simulator come from."""
+
+    module: str
+    """the adapter, with `tasks() -> list[str]` and `make(task, num_envs, seed, device, **options) -> VecEnv`"""
+    package: str
+    """what it needs beside this library"""
+    install: str
+    """how to get that"""
+
+
+BACKENDS = {  # in the order in which "auto" tries them
+    "torch": Backend("envs.torch", "torch", "pip install torch"),
+    "envpool": Backend("envs.envpool", "envpool", "pip install envpool"),
+    "gymnasium": Backend("envs.gymnasium", "gymnasium", 'pip install "gymnasium[mujoco]"'),
+}
+
+
+def backends() -> list[str]:
+    """Names of the installed backends, the preferred one first."""
+    return [name for name, backend in BACKENDS.items() if find_spec(backend.package)]
+
+
+def tasks(backend: str) -> list[str]:
+    """All names that a backend can make.
+
+    Raises:
+        TaskError: the backend is unknown or not installed.
+    """
+    return _load(backend).tasks()
+
+
+def make(
+    task: str,
+    num_envs: int,
+    seed: int = 0,
+    device: str | Device = "cpu",
+    backend: str = "auto",
+    **options: Any,
+) -> VecEnv:
+    """Return `num_envs` environments that step together.
+
+    Args:
+        task: a name that `python -m envs` lists, or `module:attribute` for an environment of your own: a class or
+            function of (num_envs, seed, device, and any options) that returns a `VecEnv`. The module is looked for in
+            the current directory too.
+        num_envs: N, at least 1.
+        seed: of the run, at least 0. Neighbouring seeds share no random streams.
+        device: where actions come from and tensors go to.
+        backend: "auto" takes the first of `backends()` that has the task.
+        options: go to the backend: `max_episode_steps`, and what the task has besides.
+
+    Raises:
+        TaskError: an argument is not legal, the task or an option is unknown, or a simulator is missing.
+    """
+    if num_envs < 1:
+        raise TaskError(f"num_envs is {num_envs}, must be at least 1")
+    if seed < 0:
+        raise TaskError(f"seed is {seed}, must be at least 0")
+    place = _device(device)
+    if ":" in task and backend == "auto":
+        name = task.partition(":")[0]
+        env = _make_own(task, num_envs, seed, place, options)
+    else:
+        name = _backend_of(task, backend)
+        env = _load(name).make(task, num_envs, seed, place, **options)
+    env.task, env.backend = task, name
+    return env
+
+
+def nearest(task: str, names: Iterable[str], count: int = 5) -> list[str]:
+    """Up to `count` names that a user may have meant, the nearest first, whatever the case."""
+    by_key: dict[str, list[str]] = {}
+    for name in names:
+        by_key.setdefault(name.lower(), []).append(name)
+    key = task.lower()
+    keys = [key] if key in by_key else get_close_matches(key, by_key, count, cutoff=0.6)
+    keys = keys or [known for known in by_key if key and key in known]
+    return list(dict.fromkeys(name for key in keys for name in by_key[key]))[:count]
+
+
+def _backend_of(task: str, backend: str) -> str:
+    """Return the backend to make the task with."""
+    if backend != "auto":
+        # Gymnasium has ids of its own with a colon, which only the module in front of it registers.
+        if task in tasks(backend) or ":" in task:
+            return backend
+        elsewhere = [name for name in backends() if task in tasks(name)]
+        if elsewhere:
+            raise TaskError(f"the backend {backend} has no task {task!r}, but {elsewhere[0]} has it")
+    for name in backends():
+        if task in tasks(name):
+            return name
+    near = nearest(task, (known for name in backends() for known in tasks(name)))
+    hint = f"did you mean {', '.join(near)}?" if near else "`python -m envs` lists all"
+    missing = [f"{name} is not installed and may have it: {BACKENDS[name].install}" for name in _missing()]
+    raise TaskError("; ".join([f"no task is called {task!r}, {hint}", *missing]))
+
+
+def _missing() -> list[str]:
+    installed = backends()
+    return [name for name in BACKENDS if name not in installed]
+
+
+def _load(backend: str) -> Any:
+    """Return the adapter of a backend. Only here is it imported: a simulator takes seconds."""
+    if backend not in BACKENDS:
+        raise TaskError(f"backend is {backend!r}, must be auto, {', '.join(BACKENDS)}")
+    if backend in _missing():
+        raise TaskError(f"the backend {backend} is not installed: {BACKENDS[backend].install}")
+    return importlib.import_module(BACKENDS[backend].module)
+
+
+def _make_own(task: str, num_envs: int, seed: int, device: Device, options: dict[str, Any]) -> VecEnv:
+    """Make a user's own environment, `module:attribute`."""
+    module_name, _, attribute = task.partition(":")
+    try:
+        factory = getattr(_import_own(module_name), attribute)
+    except AttributeError as error:
+        raise TaskError(f"{task!r}: {error}") from error
+    arguments = {"num_envs": num_envs, "seed": seed, "device": device, **options}
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except (TypeError, ValueError) as error:
+        raise TaskError(f"{task!r} does not take ({', '.join(arguments)}): {error}") from error
+    env = factory(**arguments)
+    if not isinstance(env, VecEnv):
+        raise TaskError(f"{task!r} returns a {type(env).__name__}, must be an envs.base.VecEnv")
+    return env
+
+
+def _import_own(name: str) -> Any:
+    """Import a user's module, from the current directory if it is nowhere else."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise TaskError(f"{name!r} is no name of a module")
+    here = os.getcwd()
+    while True:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and misses something itself
+            if here in sys.path:
+                raise TaskError(f"there is no module {name!r}, neither installed nor in {here}") from error
+        sys.path.append(here)  # last, so that it hides nothing; it stays, for what the module imports later
+
+
+def _device(device: str | Device) -> Device:
+    """Return the device as tensors on it report it: "cuda" alone is not equal to "cuda:0"."""
+    legal = "must be cpu, cuda, cuda:N or mps"
+    try:
+        kind = Device(device).type
+        if kind not in ("cpu", "cuda", "mps"):
+            raise TaskError(f"device is {str(device)!r}, {legal}")
+        return Device("cpu") if kind == "cpu" else empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].partition(":")[0]
+        raise TaskError(f"device {str(device)!r} cannot be used ({reason}), {legal}") from error
