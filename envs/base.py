@@ -9,8 +9,9 @@ every backend keeps, and that `python -m envs.check TASK` tests:
 2. `terminated`: the task ended, the value after it is 0. `truncated`: only the clock ended, bootstrap from `next_obs`.
    Never both: termination wins.
 3. Continuous actions are always in [-1, 1]; the adapter maps them to the task's own range. Discrete ones are int64.
-4. Observations are float32, or uint8 for images. `critic_obs` is the privileged view where the task has one, else the
-   very same tensor as `obs`. The actor never sees it.
+4. Observations are float32, or uint8 for images, in the engine's layout (Atari: [4, 84, 84], frames first).
+   `critic_obs` is the privileged view where the task has one, else the very same tensor as `obs`. The actor never
+   sees it.
 5. Tensors belong to the caller: a later step does not overwrite them.
 6. Two environments never share a random stream, neither within a run nor across neighbouring seeds; global random
    number generators are left alone.
@@ -51,7 +52,7 @@ class Step(NamedTuple):
     valid: Tensor
     """[N] bool: False where the simulator returned a number that is not finite. The adapter has then reset that
     environment, set `reward` to 0, `next_obs` to the observation acted on, and `truncated` to True: there is nothing
-    to learn from the row, and no NaN to be poisoned by."""
+    to learn from the row or its `metrics`, and no NaN to be poisoned by."""
     metrics: Mapping[str, Tensor] = {}
     """[N] tensors that the task reports beside the reward. Reserved names: `success` (bool, of this step),
     `raw_reward` (the score where `reward` was reshaped for learning), `game_over` (bool: the real end of an episode
@@ -76,8 +77,9 @@ class VecEnv(ABC):
     action_space: Box | Discrete
     """of one environment: Box(-1, 1, (A,), float32) or Discrete(n)"""
     max_episode_steps: int | None
-    """steps after which an episode is truncated, None if it never is. Two truncations of one environment are at least
-    this far apart: the replay buffer relies on it. A task whose clock is unknown says 1."""
+    """steps after which an episode is truncated, None if it never is. Two truncations of one environment, rows that are
+    not valid aside, are at least this far apart, over resets too: the replay buffer relies on it. A task whose clock is
+    unknown says 1."""
     deterministic: bool = True
     """the same seed and actions give the same rollout, bit for bit"""
     snapshots: bool = False
