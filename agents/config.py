@@ -15,7 +15,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -65,7 +65,8 @@ def parse(args_class: type[T], presets: Presets[T] | None = None, argv: Sequence
         fail(str(error))
     merged: dict[str, Any] = {}
     for name, overrides in used:
-        merged.update(checked(args_class, {name: overrides})[name])
+        checked(args_class, {name: overrides})
+        merged.update(overrides)
     names = [name for name, _ in used]
     args = _tyro(args_class, argv, given, default=replace(args_class(), **merged), names=names)  # type: ignore[type-var]
     return Parsed(args, names, set(given))
@@ -108,13 +109,6 @@ def positive(args: Any, *names: str) -> None:
         require(value is None or value > 0, f"{_flag(name)} {value}: must be above 0")
 
 
-def between(args: Any, low: float, high: float, *names: str) -> None:
-    """Fail unless these fields lie in [low, high]; None passes."""
-    for name in names:
-        value = getattr(args, name)
-        require(value is None or low <= value <= high, f"{_flag(name)} {value}: must lie in [{low}, {high}]")
-
-
 def _flag(name: str) -> str:
     """`batch_size` -> `--batch-size`."""
     return "--" + name.replace("_", "-")
@@ -131,8 +125,6 @@ def _scan(args_class: type, argv: Sequence[str]) -> dict[str, list[str]]:
 
     tyro would reject such words too, but in a box of many lines, and it does not say which flags were given.
     """
-    if not is_dataclass(args_class):
-        raise TypeError(f"{args_class!r} is not a dataclass")
     types_of = get_type_hints(args_class, include_extras=True)
     hints = {f.name: types_of[f.name] for f in fields(args_class)}
     free = [name for name, hint in hints.items() if _positional(hint)]
@@ -183,9 +175,7 @@ def _tyro(
     """What tyro makes of words that `_scan` has accepted. Its box about a bad value becomes one line."""
     options: dict[str, Any] = {} if default is None else {"default": default}
     if names:
-        doc = args_class.__doc__ or ""
-        generated = doc.startswith(args_class.__name__ + "(")  # what @dataclass writes where there is no docstring
-        options["description"] = f"{'' if generated else doc}\n\nPresets in effect: {', '.join(names)}."
+        options["description"] = f"{args_class.__doc__}\n\nPresets in effect: {', '.join(names)}."
     box = io.StringIO()
     try:
         with redirect_stderr(box):

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -16,13 +17,12 @@ def resolve_device(device: str) -> str:
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = device.partition(":")
-    if kind == "cpu" and not index:
+    if device == "cpu":
         return device
-    if kind != "cuda" or (index and not index.isdigit()):
+    if not re.fullmatch(r"cuda(:\d+)?", device):
         raise ValueError(f"--device {device}: legal are auto, cpu, cuda and cuda:i")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(index or 0) >= count:
+    if int(device.partition(":")[2] or 0) >= count:
         raise ValueError(f"--device {device}: this machine has {count or 'no'} CUDA devices; use --device cpu")
     return device
 

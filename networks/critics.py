@@ -43,7 +43,7 @@ class CategoricalCritics(nn.Module):
 
     def value(self, logits: Tensor) -> Tensor:
         """Return the expected return under `logits` [..., K]: [...] float32."""
-        return torch.softmax(logits, -1) @ self.support
+        return (torch.softmax(logits, -1) * self.support).sum(-1)  # a product of matrices would be autocast
 
 
 def project(probs: Tensor, atoms: Tensor, support: Tensor) -> Tensor:
@@ -68,5 +68,5 @@ def project(probs: Tensor, atoms: Tensor, support: Tensor) -> Tensor:
     upper_index = (lower_index + 1).clamp(max=last)
     upper_mass = probs.float() * share
     projected = torch.zeros(probs.shape, dtype=torch.float32, device=probs.device)
-    projected.scatter_add_(-1, lower_index, probs - upper_mass)
+    projected.scatter_add_(-1, lower_index, probs.float() - upper_mass)
     return projected.scatter_add_(-1, upper_index, upper_mass)

@@ -60,6 +60,8 @@ class RewardScale(nn.Module):
 
     def __init__(self, num_envs: int, gamma: float, g_max: float) -> None:
         super().__init__()
+        if not g_max > 0:
+            raise ValueError(f"g_max is {g_max}, must be above 0")
         self.gamma = gamma
         self.g_max = g_max
         self.register_buffer("running", torch.zeros(num_envs))

@@ -212,7 +212,7 @@ def test_presets_are_checked_where_they_are_defined() -> None:
         with pytest.raises(TypeError, match=says):
             config.parse(Args, partial(_always, overrides), [])
     config.checked(Args, {"x": {"lr": 1, "clip": None, "hidden": (1,), "out": Path("x"), "size": "large"}})
-    with pytest.raises(TypeError, match="not a dataclass"):
+    with pytest.raises(TypeError, match="dataclass"):
         config.parse(int, None, [])
 
 
@@ -267,13 +267,10 @@ def test_an_error_of_the_dataclass_itself(encoding: str) -> None:
 def test_validators(capsys: pytest.CaptureFixture[str]) -> None:
     args = Args(batch_size=0, lr=float("nan"), clip=2.0)
     config.positive(Args(), "batch_size", "lr", "clip")
-    config.between(Args(clip=1.0), 0, 1, "lr", "clip")
     config.require(True, "never")
     for call, says in [
         (lambda: config.positive(args, "clip", "batch_size"), "--batch-size 0: must be above 0"),
         (lambda: config.positive(args, "lr"), "--lr nan: must be above 0"),
-        (lambda: config.between(args, 0, 1, "clip"), "--clip 2.0: must lie in [0, 1]"),
-        (lambda: config.between(args, 0, 1, "lr"), "--lr nan: must lie in [0, 1]"),
         (lambda: config.require(1 > 2, "two\nlines"), "two lines"),
         (lambda: config.fail("no"), "no"),
     ]:

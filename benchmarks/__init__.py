@@ -1,0 +1,1 @@
+"""Speed, sweeps and comparisons; results are in benchmarks/results."""
