@@ -31,6 +31,9 @@ class SEMConfig:
                 f"got {self.groups}, {self.vertices}, {self.temperature}"
             )
 
+    def __str__(self) -> str:
+        return f"L={self.groups} V={self.vertices} tau={self.temperature:g}"
+
     @property
     def width(self) -> int:
         """L * V, the number of features that come out."""
@@ -66,7 +69,7 @@ class SEM(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""
-        return f"L={self.config.groups}, V={self.config.vertices}, tau={self.config.temperature}"
+        return str(self.config)
 
 
 def entropy(features: Tensor, groups: int) -> Tensor:
