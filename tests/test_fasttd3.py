@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -612,3 +613,15 @@ def test_reaches_the_optimal_value_in_closed_form(sem: bool, tmp_path: Path) -> 
     best = optimal_value(x, gamma)
     assert (value - best).abs().mean() < 0.02 * spread
     assert (best - optimal_q(x, action, gamma)).mean() < 0.01 * spread  # and the policy is as good
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+def test_compiled_updates_equal_eager_ones() -> None:
+    agents = [make_agent(tiny(sem=True, compile=compiled, policy_noise=0.0)) for compiled in (False, True)]
+    for step in range(3):
+        for agent in agents:
+            agent.update(make_batch(agent, 64, seed=step))
+    eager, compiled = (agent.modules.state_dict() for agent in agents)
+    for name, x in eager.items():
+        torch.testing.assert_close(compiled[name], x, rtol=1e-3, atol=1e-4, msg=name)
