@@ -464,7 +464,7 @@ PLAYGROUND = (
 # a task; its support for DeepMind Control, whose returns lie within 0 and 100 at gamma 0.99, was -500 to 500.
 PRESETS: tuple[tuple[str, tuple[str, ...], str | None, dict[str, Any]], ...] = (
     (
-        "small",
+        "any task",
         ("*",),
         "small",
         {
@@ -543,7 +543,7 @@ def presets(args: Args) -> list[tuple[str, dict[str, Any]]]:
     """Return the overrides for the size and the task, weakest first; the command line is stronger than all."""
     device = machine.resolve_device(args.device)
     size = args.size if args.size != "auto" else "small" if device == "cpu" else "reference"
-    chosen: list[tuple[str, dict[str, Any]]] = [("size", {"size": size})]
+    chosen: list[tuple[str, dict[str, Any]]] = [(f"size {size}", {"size": size})]
     for name, patterns, for_size, overrides in PRESETS:
         if for_size in (None, size) and any(fnmatchcase(args.env_id, pattern) for pattern in patterns):
             chosen.append((name, overrides))

@@ -232,7 +232,7 @@ def test_sem_adds_a_layer_norm_and_changes_nothing_before_it(copies: int) -> Non
     for name in before:
         assert torch.equal(plain.get_parameter(name), with_sem.get_parameter(name))
     assert [type(m) for m in with_sem.get_submodule("torso").children()][3:] == [nn.ReLU, SEM]
-    assert "L=4, V=3, tau=1.0" in str(with_sem)
+    assert "L=4 V=3 tau=1" in str(with_sem)
 
 
 @pytest.mark.parametrize("copies", [1, Q])
