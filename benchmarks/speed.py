@@ -1,0 +1,745 @@
+"""Times of FastTD3's learner: what SEM costs, what bfloat16 gains, and how it compares with the authors' own code.
+
+    python benchmarks/speed.py                                          # this repository alone
+    python benchmarks/speed.py --reference CHECKOUT --out results.json  # beside the authors' code
+
+CHECKOUT is a copy of github.com/younggyoseo/FastTD3, which stays outside of this repository.
+
+All contestants of a task take turns call by call in one process, there and back again, so that whatever else the
+machine does hits them alike. A repeat is the median of some calls; the table shows median, least and largest repeat.
+Ratios are of medians, with the least and largest ratio within a repeat behind them; below 1 is faster. On a machine
+that is shared, trust the ratios and not the times; `--clock cpu --threads 1` counts processor time, which other
+processes hardly touch.
+
+The tasks: one update of the critics on a normalised batch (loss, gradient, optimiser); the same of the actor; a whole
+update of both as training takes it (normalisation, critics, actor, target); drawing a batch from a full replay buffer;
+storing one step of all environments, which for theirs includes the TensorDict that it has to come in.
+
+How the authors' code is run: their networks, projection, normaliser and replay buffer are imported from the checkout.
+Their update, in `train.py` a set of closures, is in `Reference`, statement by statement, with the switches of their
+`hyperparams.py`. Theirs that depend on the machine: mixed precision needs CUDA, so that on a CPU they have float32;
+their `train.py` limits a CPU to one thread, here both sides have the same; theirs compiles unless told not to, here
+both do with --compile and neither without. Sizes and constants are ours, which for --size reference are their defaults.
+Both sides keep freed memory (`agents.machine.keep_freed_memory`), as our agents do and theirs does not: it is a setting
+of the process. Before anything is timed, both sides get the same weights and batch, and must compute the same losses.
+"""
+
+import gc
+import importlib.util
+import inspect
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from agents import config, fasttd3, machine
+from agents.replay import ReplayBuffer
+from agents.run import git_revision, manifest
+from envs.base import Step, VecEnv, vector_space
+from networks.normalize import RunningNorm
+
+SEM_PLACES = ("off", "actor", "critic", "both")
+UPDATES = ("critic update", "actor update", "critic and actor update")
+LOSS_TOLERANCE = 1e-4  # between the two sides in float32
+MOVE_TOLERANCE = 0.05
+REPEAT_S = 0.05  # a repeat has as many calls as take one contestant this long, within CALLS
+CALLS = (3, 200)
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+@dataclass
+class Args:
+    """Time one update, one replay sample and one replay add of FastTD3, beside the authors' code if there is some."""
+
+    reference: Path | None = None
+    """checkout of github.com/younggyoseo/FastTD3 to compare with"""
+    batch_size: int = 2048
+    """B, transitions per update and sample"""
+    size: Literal["reference", "small"] = "reference"
+    """networks, atoms and number of environments: the paper's, or those for a CPU"""
+    obs_dim: int = 151
+    """D, size of an observation"""
+    action_dim: int = 61
+    """A, size of an action"""
+    slots: int = 1024
+    """S, steps of each environment that the replay buffers hold"""
+    threads: int = 0
+    """CPU threads of both sides, 0 for all cores that the process may use"""
+    repeats: int = 7
+    """numbers per contestant"""
+    clock: Literal["wall", "cpu"] = "wall"
+    """what is counted: wall-clock time, or processor time of all threads, which needs --device cpu"""
+    compile: bool = False
+    """compile both sides with torch.compile; takes minutes before the first number"""
+    out: Path | None = None
+    """JSON file for settings, machine and every number"""
+    device: str = "cpu"
+    """where everything lives: cpu, cuda, cuda:1"""
+
+
+class RandomEnv(VecEnv):
+    """Observations and rewards that are noise: what a learner can be timed with, without a simulator.
+
+    An episode ends at the time limit, or by chance once in 500 steps, which soon spreads the truncations.
+    """
+
+    deterministic = True
+
+    def __init__(
+        self, num_envs: int, seed: int, device: torch.device | str, obs_dim: int, action_dim: int, limit: int = 200
+    ) -> None:
+        self.task, self.backend = "random", "speed"
+        self.num_envs, self.device = num_envs, torch.device(device)
+        self.obs_space = self.critic_obs_space = vector_space(obs_dim)
+        self.action_space = Box(-1, 1, (action_dim,))
+        self.max_episode_steps = self._limit = limit
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def reset(self, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the first observations."""
+        if seed is not None:
+            self._generator.manual_seed(seed)
+        self._age = torch.zeros(self.num_envs, dtype=torch.int64)
+        obs = self._observe()
+        return obs, obs
+
+    def step(self, action: Tensor) -> Step:
+        """Return noise, whatever the action."""
+        self._age += 1
+        terminated = torch.rand(self.num_envs, generator=self._generator) < 1 / 500
+        truncated = ~terminated & (self._age >= self._limit)
+        done = terminated | truncated
+        self._age[done] = 0
+        next_obs = self._observe()
+        obs = torch.where(done[:, None].to(self.device), self._observe(), next_obs)
+        reward = torch.randn(self.num_envs, generator=self._generator).to(self.device)
+        terminated, truncated = terminated.to(self.device), truncated.to(self.device)
+        return Step(obs, obs, reward, terminated, truncated, next_obs, next_obs, torch.ones_like(terminated))
+
+    def _observe(self) -> Tensor:
+        return torch.randn(self.num_envs, *self.obs_space.shape, generator=self._generator).to(self.device)
+
+
+# ---- the authors' code -----------------------------------------------------------------------------------------------
+
+
+class Code(NamedTuple):
+    """Modules of a checkout of the authors' repository."""
+
+    nets: ModuleType
+    utils: ModuleType
+    settings: Any
+    """`BaseArgs()`: their defaults"""
+    sem: bool
+    """whether this version has simplicial embeddings"""
+    git: dict[str, Any] | None
+    """its revision, if the checkout has one"""
+
+
+def load_code(checkout: Path) -> Code:
+    """Return the modules of a checkout, imported under names of their own.
+
+    Raises:
+        ValueError: it is no such checkout, or what it imports is not installed.
+    """
+
+    def load(name: str) -> ModuleType:
+        path = checkout / "fast_td3" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"reference_{name}", path)
+        assert spec is not None and spec.loader is not None  # the name ends in .py
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        try:
+            spec.loader.exec_module(module)
+        except FileNotFoundError:
+            raise ValueError(
+                f"--reference {checkout}: there is no fast_td3/{name}.py; "
+                f"give a checkout of github.com/younggyoseo/FastTD3"
+            ) from None
+        except ImportError as error:
+            raise ValueError(f"--reference {checkout}: fast_td3/{name}.py does not import: {error}") from error
+        return module
+
+    nets, utils, hyperparams = load("fast_td3"), load("fast_td3_utils"), load("hyperparams")
+    has_sem = "sim_type" in inspect.signature(nets.Critic).parameters
+    return Code(nets, utils, hyperparams.BaseArgs(), has_sem, git_revision(checkout))
+
+
+class Reference:
+    """The authors' agent: their classes, and around them what their `train.py` has inside `main`."""
+
+    def __init__(self, code: Code, ours: fasttd3.Args, sem: str, env: VecEnv) -> None:
+        device, obs_dim, action_dim = env.device, env.obs_space.shape[0], env.action_space.shape[0]  # type: ignore[index]
+        for name, hidden in (("actor", ours.actor_hidden), ("critic", ours.critic_hidden)):
+            if hidden != (hidden[0], hidden[0] // 2, hidden[0] // 4):
+                raise ValueError(f"the authors' {name} halves its width twice, ours is {hidden}")
+        self.args = args = code.settings
+        self.ours = ours
+        self.amp = args.amp and args.cuda and device.type == "cuda"
+        self.amp_dtype = torch.bfloat16 if args.amp_dtype == "bf16" else torch.float16
+        self.device = device
+        self.scaler = torch.amp.GradScaler(enabled=self.amp and self.amp_dtype == torch.float16)
+        kind = {"off": "", "actor": "sim_actor", "critic": "sim_critic", "both": "sim_both"}[sem]
+
+        def simplices(groups: int, vertices: int) -> dict[str, Any]:
+            return {"sim_type": kind, "sim_dimension": vertices, "seq_len": groups} if code.sem else {}
+
+        self.actor = code.nets.Actor(
+            n_obs=obs_dim,
+            n_act=action_dim,
+            num_envs=env.num_envs,
+            init_scale=args.init_scale,
+            hidden_dim=ours.actor_hidden[0],
+            std_min=ours.std_min,
+            std_max=ours.std_max,
+            device=device,
+            **simplices(ours.sem_actor_groups, ours.sem_actor_vertices),
+        )
+        self.qnet, self.qnet_target = (
+            code.nets.Critic(
+                n_obs=obs_dim,
+                n_act=action_dim,
+                num_atoms=ours.atoms,
+                v_min=ours.v_min,
+                v_max=ours.v_max,
+                hidden_dim=ours.critic_hidden[0],
+                device=device,
+                **simplices(ours.sem_critic_groups, ours.sem_critic_vertices),
+            )
+            for _ in range(2)
+        )
+        self.qnet_target.load_state_dict(self.qnet.state_dict())
+        self.q_optimizer = torch.optim.AdamW(
+            list(self.qnet.parameters()),
+            lr=torch.tensor(ours.critic_lr, device=device),
+            weight_decay=ours.weight_decay,
+        )
+        self.actor_optimizer = torch.optim.AdamW(
+            list(self.actor.parameters()),
+            lr=torch.tensor(ours.actor_lr, device=device),
+            weight_decay=ours.weight_decay,
+        )
+        self.normalize_obs: Callable[[Tensor], Tensor] = (
+            code.utils.EmpiricalNormalization(shape=obs_dim, device=device) if ours.obs_norm else nn.Identity()
+        ).forward
+        if ours.compile:
+            self.update_main = torch.compile(self.update_main, mode=args.compile_mode)  # type: ignore[method-assign]
+            self.update_pol = torch.compile(self.update_pol, mode=args.compile_mode)  # type: ignore[method-assign]
+            self.normalize_obs = torch.compile(self.normalize_obs, mode=None)
+
+    def describe(self) -> str:
+        """Return what the switches of their code have come to."""
+        precision = str(self.amp_dtype).removeprefix("torch.") if self.amp else "float32"
+        return f"{precision} (their amp needs CUDA), {'compiled' if self.ours.compile else 'not compiled'}"
+
+    @torch.no_grad()
+    def weights(self, agent: fasttd3.FastTD3) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
+        """Return the weights of each network, ours and theirs, in their shapes and order.
+
+        Both register their layers in the same order. Ours of the critics are stacked, and transposed: [Q, in, out].
+        """
+        out: dict[str, tuple[list[Tensor], list[Tensor]]] = {
+            "actor": (list(agent.actor.parameters()), list(self.actor.parameters()))
+        }
+        for name, stacked, critic in (("critics", agent.critic, self.qnet), ("target", agent.target, self.qnet_target)):
+            nets = critic.qnet1, critic.qnet2
+            theirs = [p for net in nets for p in net.parameters()]
+            mine = [p[index].T for index in range(len(nets)) for p in stacked.parameters()]
+            out[name] = [p.reshape(to.shape) for p, to in zip(mine, theirs, strict=True)], theirs
+        return out
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of their losses."""
+        return torch.autocast(device_type=self.device.type, dtype=self.amp_dtype, enabled=self.amp)
+
+    def critic_loss(self, data: TensorDict) -> tuple[Tensor, Tensor]:
+        """Return `qf_loss` of `update_main`, and `qf1_next_target_value`, which is logged."""
+        args, ours = self.args, self.ours
+        with self.autocast():
+            observations = data["observations"]
+            next_observations = data["next"]["observations"]
+            actions = data["actions"]
+            rewards = data["next"]["rewards"]
+            dones = data["next"]["dones"].bool()
+            truncations = data["next"]["truncations"].bool()
+            bootstrap = (~dones).float() if args.disable_bootstrap else (truncations | ~dones).float()
+            clipped_noise = torch.randn_like(actions)
+            clipped_noise = clipped_noise.mul(ours.policy_noise).clamp(-ours.noise_clip, ours.noise_clip)
+            next_state_actions = (self.actor(next_observations) + clipped_noise).clamp(-1.0, 1.0)
+            discount = ours.gamma ** data["next"]["effective_n_steps"]
+            with torch.no_grad():
+                qf1_next_target_projected, qf2_next_target_projected = self.qnet_target.projection(
+                    next_observations, next_state_actions, rewards, bootstrap, discount
+                )
+                qf1_next_target_value = self.qnet_target.get_value(qf1_next_target_projected)
+                qf2_next_target_value = self.qnet_target.get_value(qf2_next_target_projected)
+                if ours.clipped_double_q:
+                    qf1_next_target_dist = qf2_next_target_dist = torch.where(
+                        qf1_next_target_value.unsqueeze(1) < qf2_next_target_value.unsqueeze(1),
+                        qf1_next_target_projected,
+                        qf2_next_target_projected,
+                    )
+                else:
+                    qf1_next_target_dist = qf1_next_target_projected
+                    qf2_next_target_dist = qf2_next_target_projected
+            qf1, qf2 = self.qnet(observations, actions)
+            qf1_loss = -torch.sum(qf1_next_target_dist * F.log_softmax(qf1, dim=1), dim=1).mean()
+            qf2_loss = -torch.sum(qf2_next_target_dist * F.log_softmax(qf2, dim=1), dim=1).mean()
+            return qf1_loss + qf2_loss, qf1_next_target_value
+
+    def actor_loss(self, data: TensorDict) -> Tensor:
+        """Return `actor_loss` of `update_pol`."""
+        with self.autocast():
+            qf1, qf2 = self.qnet(data["observations"], self.actor(data["observations"]))
+            qf1_value = self.qnet.get_value(F.softmax(qf1, dim=1))
+            qf2_value = self.qnet.get_value(F.softmax(qf2, dim=1))
+            if self.ours.clipped_double_q:
+                qf_value = torch.minimum(qf1_value, qf2_value)
+            else:
+                qf_value = (qf1_value + qf2_value) / 2.0
+            return -qf_value.mean()
+
+    def update_main(self, data: TensorDict, logs: TensorDict) -> TensorDict:
+        """Take a step of the critics."""
+        qf_loss, target_value = self.critic_loss(data)
+        self.q_optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(qf_loss).backward()
+        self.scaler.unscale_(self.q_optimizer)
+        self.scaler.step(self.q_optimizer)
+        self.scaler.update()
+        logs["critic_grad_norm"] = torch.tensor(0.0, device=self.device)
+        logs["qf_loss"] = qf_loss.detach()
+        logs["qf_max"] = target_value.max().detach()
+        logs["qf_min"] = target_value.min().detach()
+        return logs
+
+    def update_pol(self, data: TensorDict, logs: TensorDict) -> TensorDict:
+        """Take a step of the actor."""
+        actor_loss = self.actor_loss(data)
+        self.actor_optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(actor_loss).backward()
+        self.scaler.unscale_(self.actor_optimizer)
+        self.scaler.step(self.actor_optimizer)
+        self.scaler.update()
+        logs["actor_grad_norm"] = torch.tensor(0.0, device=self.device)
+        logs["actor_loss"] = actor_loss.detach()
+        return logs
+
+    @torch.no_grad()
+    def soft_update(self) -> None:
+        """Move the target."""
+        src_ps = [p.data for p in self.qnet.parameters()]
+        tgt_ps = [p.data for p in self.qnet_target.parameters()]
+        torch._foreach_mul_(tgt_ps, 1.0 - self.ours.tau)
+        torch._foreach_add_(tgt_ps, src_ps, alpha=self.ours.tau)
+
+    def update(self, data: TensorDict) -> None:
+        """Do with a batch what the body of their training loop does."""
+        data = data.clone(recurse=False)  # there the batch is fresh, and changed in place
+        data["observations"] = self.normalize_obs(data["observations"])
+        data["next"]["observations"] = self.normalize_obs(data["next"]["observations"])
+        logs = self.update_main(data, TensorDict())
+        self.update_pol(data, logs)
+        self.soft_update()
+
+
+def to_reference(batch: TensorDict) -> TensorDict:
+    """Return a batch of 1-step transitions of ours as their replay buffer hands it out."""
+    done = (batch["discount"] == 0).long()
+    return TensorDict(
+        {
+            "observations": batch["obs"],
+            "actions": batch["action"],
+            "next": {
+                "rewards": batch["reward"],
+                "dones": done,
+                "truncations": torch.zeros_like(done),
+                "observations": batch["next_obs"],
+                "effective_n_steps": torch.ones_like(done),
+            },
+        },
+        batch_size=batch.batch_size,
+    )
+
+
+def to_transition(obs: Tensor, action: Tensor, step: Step) -> TensorDict:
+    """Return one step of all environments as their training loop builds it for their replay buffer."""
+    return TensorDict(
+        {
+            "observations": obs,
+            "actions": action,
+            "next": {
+                "observations": step.next_obs,
+                "rewards": step.reward,
+                "truncations": step.truncated.long(),
+                "dones": (step.terminated | step.truncated).long(),
+            },
+        },
+        batch_size=(len(obs),),
+        device=obs.device,
+    )
+
+
+class Difference(NamedTuple):
+    """How far two numbers are apart, and how far they may be."""
+
+    seen: float
+    tolerated: float
+
+
+@torch.no_grad()
+def differences(code: Code, ours: fasttd3.Args, env: VecEnv, batch: TensorDict) -> dict[str, Difference]:
+    """Return by how much two implementations with the same weights differ, for each quantity that they share.
+
+    Losses, with clipped double Q on and off and SEM off and on, relative above 1. How far three whole updates move each
+    network, which takes in optimisers, weight decay and target, relative: no closer than AdamW's first steps allow,
+    where a gradient that is nearly 0 counts by its sign. Normalised observations. All in float32 and without policy
+    noise; heads are sharpened, targets differ from critics, weight decay is large enough to be seen, and atoms leave
+    the support and hit its grid.
+    """
+    ours = replace(ours, amp="off", compile=False, policy_noise=0.0, policy_frequency=1, weight_decay=10.0)
+    code = code._replace(settings=replace(code.settings, amp=False))
+    index = torch.arange(len(batch), device=env.device)
+    batch = batch.clone(recurse=False)
+    batch["reward"] = batch["reward"] * torch.tensor([0.0, 1.0, 100.0], device=env.device)[index % 3]
+    batch["discount"] = batch["discount"] * (index % 5 > 0)
+    out = {}
+
+    def compare(name: str, mine: Tensor, theirs: Tensor) -> None:
+        out[name] = Difference(((mine - theirs).abs() / theirs.abs().clamp(min=1)).max().item(), LOSS_TOLERANCE)
+
+    def flat(tensors: Iterable[Tensor]) -> Tensor:
+        return torch.cat([x.flatten() for x in tensors])
+
+    for sem in SEM_PLACES if code.sem else ("off",):
+        for clipped in (True, False):
+            case = f"clipped double Q {'on' if clipped else 'off'}, SEM {sem}"
+            args = with_sem(replace(ours, clipped_double_q=clipped), sem)
+            agent, rival = fasttd3.FastTD3(args, env), Reference(code, args, sem, env)
+            for head in (agent.actor.head, agent.critic.head):
+                head.weight.mul_(10)
+            for moved, source in zip(agent.target.parameters(), agent.critic.parameters(), strict=True):
+                moved.copy_(source * 0.9)
+            start = {}
+            for name, (mine, theirs) in rival.weights(agent).items():
+                torch._foreach_copy_(theirs, mine)
+                start[name] = flat(mine)
+            ready, data = (
+                agent.prepare(batch),
+                to_reference(batch),
+            )  # a normaliser that has seen nothing changes nothing
+            compare(f"critic loss, {case}", agent.critic_loss(ready), rival.critic_loss(data)[0])
+            compare(f"actor loss, {case}", agent.actor_loss(ready), rival.actor_loss(data))
+            with torch.enable_grad():
+                for _ in range(3):
+                    agent.update(batch)
+                    rival.update_pol(data, rival.update_main(data, TensorDict()))
+                    rival.soft_update()
+            for name, (mine, theirs) in rival.weights(agent).items():
+                apart = (flat(mine) - flat(theirs)).norm() / (flat(theirs) - start[name]).norm()
+                out[f"movement of {name}, {case}"] = Difference(apart.item(), MOVE_TOLERANCE)
+    norm = RunningNorm(env.obs_space.shape).to(env.device)
+    norm.update(batch["obs"])
+    theirs = code.utils.EmpiricalNormalization(shape=env.obs_space.shape[0], device=env.device)
+    compare("normalised observations", norm(batch["obs"]), theirs(batch["obs"]))
+    return out
+
+
+# ---- contestants -----------------------------------------------------------------------------------------------------
+
+
+class Contestant(NamedTuple):
+    """Who is timed."""
+
+    side: Literal["ours", "reference"]
+    precision: str
+    sem: str = ""
+    """one of SEM_PLACES, or nothing where there are no networks"""
+
+
+Call = Callable[[], object]
+Calls = dict[Contestant, Call]
+
+
+def with_sem(args: fasttd3.Args, place: str) -> fasttd3.Args:
+    """Return the settings with SEM in one of SEM_PLACES."""
+    in_actor, in_critic = place in ("actor", "both"), place in ("critic", "both")
+    return replace(args, sem=in_actor or in_critic, sem_actor=in_actor, sem_critic=in_critic)
+
+
+def settings(args: Args) -> fasttd3.Args:
+    """Return our agent's settings for what is timed: those of the size, of no task, with every update one of both.
+
+    Raises:
+        ValueError: a value is out of range, or the device is absent.
+    """
+    ours = fasttd3.Args(env_id="random", size=args.size, device=args.device)
+    for _, overrides in fasttd3.presets(ours):
+        ours = replace(ours, **overrides)
+    return fasttd3.resolve(
+        replace(ours, batch_size=args.batch_size, policy_frequency=1, n_step=1, reward_norm=False, compile=args.compile)
+    )
+
+
+def update_calls(args: fasttd3.Args, code: Code | None, env: VecEnv, batch: TensorDict) -> dict[str, Calls]:
+    """Return, for each of UPDATES, what each contestant does with the batch."""
+    tasks: dict[str, Calls] = {name: {} for name in UPDATES}
+    theirs = to_reference(batch)
+    for sem in SEM_PLACES:  # next to each other: what is to be compared
+        for precision, amp in (("float32", "off"), ("bfloat16", "bfloat16")):
+            agent = fasttd3.FastTD3(with_sem(replace(args, amp=amp), sem), env)  # type: ignore[arg-type]
+            agent.learn_norms(batch["obs"], batch["critic_obs"])
+            for name, call in zip(UPDATES, our_updates(agent, batch), strict=True):
+                tasks[name][Contestant("ours", precision, sem)] = call
+        if code is not None and (code.sem or sem == "off"):
+            rival = Reference(code, args, sem, env)
+            precision = "bfloat16" if rival.amp else "float32"
+            for name, call in zip(UPDATES, their_updates(rival, theirs), strict=True):
+                tasks[name][Contestant("reference", precision, sem)] = call
+    return tasks
+
+
+def our_updates(agent: fasttd3.FastTD3, batch: TensorDict) -> tuple[Call, ...]:
+    """Return an update of the critics, of the actor, and a whole one."""
+    prepared = agent.prepare(batch)
+    return (
+        lambda: agent._descend(0, agent.critic_loss(prepared), agent.critic, agent.critic_optimizer),
+        lambda: agent._descend(1, agent.actor_loss(prepared), agent.actor, agent.actor_optimizer),
+        lambda: agent.update(batch),
+    )
+
+
+def their_updates(rival: Reference, data: TensorDict) -> tuple[Call, ...]:
+    """Return an update of the critics, of the actor, and a whole one."""
+    normalised = data.clone(recurse=False)
+    normalised["observations"] = rival.normalize_obs(data["observations"])
+    normalised["next", "observations"] = rival.normalize_obs(data["next", "observations"])
+    return (
+        lambda: rival.update_main(normalised, TensorDict()),
+        lambda: rival.update_pol(normalised, TensorDict()),
+        lambda: rival.update(data),
+    )
+
+
+def replay_calls(
+    args: fasttd3.Args, code: Code | None, env: VecEnv, slots: int, n_step: int
+) -> tuple[ReplayBuffer, Calls, Calls]:
+    """Return our replay buffer, and what each side does to sample a batch and to add a step. All buffers are full."""
+    spaces = env.obs_space, env.critic_obs_space, env.action_space
+    limit = env.max_episode_steps
+    replay = ReplayBuffer(
+        env.num_envs, slots, *spaces, env.device, max_episode_steps=limit, n_step=n_step, gamma=args.gamma
+    )
+    obs, critic_obs = env.reset(seed=0)
+    replay.start(obs, critic_obs)
+    action = torch.rand(env.num_envs, *env.action_space.shape, device=env.device) * 2 - 1  # type: ignore[misc]
+    ours, theirs = Contestant("ours", "float32"), Contestant("reference", "float32")
+    sample: Calls = {ours: lambda: replay.sample(args.batch_size)}
+    buffer = None
+    if code is not None:
+        buffer = code.utils.SimpleReplayBuffer(
+            n_env=env.num_envs,
+            buffer_size=slots,
+            n_obs=env.obs_space.shape[0],
+            n_act=action.shape[1],
+            n_critic_obs=env.obs_space.shape[0],
+            n_steps=n_step,
+            gamma=args.gamma,
+            device=env.device,
+        )
+        per_env = args.batch_size // env.num_envs
+        sample[theirs] = lambda: buffer.sample(per_env)
+    for _ in range(slots + slots // 2):  # the write head is in the middle
+        before, step = obs, env.step(action)
+        replay.add(action, step)
+        if buffer is not None:
+            buffer.extend(to_transition(before, action, step))
+        obs = step.obs
+    add: Calls = {ours: lambda: replay.add(action, step)}
+    if buffer is not None:
+        add[theirs] = lambda: buffer.extend(to_transition(before, action, step))
+    return replay, sample, add
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
+def measure(calls: Sequence[Call], repeats: int, device: torch.device, clock: Callable[[], float]) -> list[list[float]]:
+    """Return, for each call, its median time in ms in each repeat. The calls take turns, there and back again."""
+
+    def timed(call: Call) -> float:
+        begin = clock()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock() - begin
+
+    for _ in range(2):  # the first call allocates, and compiles
+        longest = max(timed(call) for call in calls)
+    rounds = min(max(CALLS[0], math.ceil(REPEAT_S / longest)), CALLS[1])
+    out: list[list[float]] = [[] for _ in calls]
+    with no_gc():
+        for _ in range(repeats):
+            times: list[list[float]] = [[] for _ in calls]
+            for turn in range(rounds):
+                order = range(len(calls)) if turn % 2 == 0 else reversed(range(len(calls)))
+                for index in order:
+                    times[index].append(1e3 * timed(calls[index]))
+            for index, seen in enumerate(times):
+                out[index].append(statistics.median(seen))
+    return out
+
+
+@contextmanager
+def no_gc() -> Iterator[None]:
+    """Collect garbage now, and not while the clock runs."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def ratio(of: Sequence[float], to: Sequence[float]) -> dict[str, float]:
+    """Return the ratio of medians, and the least and largest ratio within a repeat."""
+    within = [a / b for a, b in zip(of, to, strict=True)]
+    return {"ratio": statistics.median(of) / statistics.median(to), "min": min(within), "max": max(within)}
+
+
+def results(task: str, contestants: Iterable[Contestant], measured: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """Return a row for each contestant: its times, and their ratios to its two yardsticks, None where there is none.
+
+    The yardsticks are the reference with SEM in the same place, and the same contestant with SEM off.
+    """
+    times = dict(zip(contestants, measured, strict=True))
+    rows = []
+    for who, seen in times.items():
+        rival = next((x for other, x in times.items() if other.side == "reference" and other.sem == who.sem), None)
+        plain = times.get(who._replace(sem="off"))
+        rows.append(
+            {
+                "task": task,
+                **who._asdict(),
+                "median_ms": statistics.median(seen),
+                "min_ms": min(seen),
+                "max_ms": max(seen),
+                "repeats_ms": seen,
+                "to_reference": ratio(seen, rival) if rival and who.side == "ours" else None,
+                "to_sem_off": ratio(seen, plain) if plain and who.sem != "off" else None,
+            }
+        )
+    return rows
+
+
+# ---- reporting -------------------------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows of one task as text."""
+
+    def cell(of: Mapping[str, float] | None) -> str:
+        return f"{of['ratio']:6.3f} [{of['min']:.3f}, {of['max']:.3f}]" if of else ""
+
+    lines = [f"{rows[0]['task']:<34}{'ms':>9}  {'[least, largest]':<20}{'to reference':>22}{'to SEM off':>24}"]
+    for row in sorted(rows, key=lambda row: (row["side"], row["precision"] != "float32")):
+        name = f"  {row['side']:<10}{row['precision']:<10}{'SEM ' + row['sem'] if row['sem'] else ''}"
+        spread = f"[{row['min_ms']:.3f}, {row['max_ms']:.3f}]"
+        lines.append(
+            f"{name:<34}{row['median_ms']:9.3f}  {spread:<20}"
+            f"{cell(row['to_reference']):>22}{cell(row['to_sem_off']):>24}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def check(args: Args) -> tuple[fasttd3.Args, Code | None]:
+    """Return our settings and the authors' code; fails with one line where an argument is wrong."""
+    config.positive(args, "batch_size", "obs_dim", "action_dim", "repeats")
+    config.require(args.slots >= 4, f"--slots {args.slots}: must be at least 4, for windows of 3 steps")
+    config.require(args.threads >= 0, f"--threads {args.threads}: must be 0 or above")
+    config.require(args.clock == "wall" or args.device == "cpu", "--clock cpu: does not see a GPU; take --device cpu")
+    if args.out is not None:
+        config.require(args.out.parent.is_dir(), f"--out {args.out}: there is no directory {args.out.parent}")
+    try:
+        ours = settings(args)
+        code = load_code(args.reference) if args.reference is not None else None
+    except ValueError as error:
+        config.fail(str(error))
+    config.require(
+        code is None or args.batch_size % ours.num_envs == 0,
+        f"--batch-size {args.batch_size}: the reference draws as many from each of its {ours.num_envs} environments, "
+        f"so it must be a multiple of that",
+    )
+    return ours, code
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check that both sides compute the same, time them, and print and write the results."""
+    args = config.parse(Args, argv=argv).args
+    ours, code = check(args)
+    machine.keep_freed_memory()
+    torch.set_num_threads(args.threads or machine.available_cores())
+    if args.compile:
+        torch._dynamo.config.recompile_limit = 64  # all contestants of a side share their code
+    torch.manual_seed(0)
+    env = RandomEnv(ours.num_envs, 0, ours.device, args.obs_dim, args.action_dim)
+
+    replay, *one_step = replay_calls(ours, code, env, args.slots, n_step=1)
+    _, *three_steps = replay_calls(ours, code, env, args.slots, n_step=3)
+    batch = replay.sample(args.batch_size)
+    about = manifest()
+    report: dict[str, Any] = {
+        "settings": {**asdict(args), "reference": None, "out": None},  # paths say nothing elsewhere
+        "machine": {key: about[key] for key in ("time", "git", "versions", "hardware", "torch")},
+        "networks": {"actor": ours.actor_hidden, "critic": ours.critic_hidden, "atoms": ours.atoms},
+        "num_envs": ours.num_envs,
+        "freed_memory_kept": ["ours", "reference"],
+        "reference": None,
+    }
+    threads = f"{torch.get_num_threads()} threads of {machine.available_cores()} cores"
+    print(f"machine    {about['hardware']['cpu']}, {threads}, torch {torch.__version__}, {env.device}")
+    print(f"networks   actor {ours.actor_hidden}, 2 critics {ours.critic_hidden}, {ours.atoms} atoms")
+    print(f"batch      {args.batch_size:,} of {args.obs_dim} observations and {args.action_dim} actions")
+    if code is not None:
+        found = differences(code, ours, env, batch[:1024])
+        for name, (seen, tolerated) in found.items():
+            config.require(seen <= tolerated, f"the two sides do not compute the same: {name} differs by {seen:.1e}")
+        worst = max(each.seen for each in found.values() if each.tolerated == LOSS_TOLERANCE)
+        runs = Reference(code, ours, "off", env).describe()
+        report["reference"] = {
+            "git": code.git,
+            "runs": runs,
+            "differences": {name: each._asdict() for name, each in found.items()},
+        }
+        print(f"reference  {runs}; with the same weights and batch, losses agree to {worst:.0e}")
+    print(f"clock      {args.clock}; freed memory is kept on all sides; [least, largest] of {args.repeats} repeats\n")
+
+    tasks = update_calls(ours, code, env, batch)
+    tasks |= {"replay sample, n_step 1": one_step[0], "replay sample, n_step 3": three_steps[0]}
+    tasks |= {"replay add": one_step[1]}
+    report["results"] = []
+    for task, calls in tasks.items():
+        measured = measure(list(calls.values()), args.repeats, env.device, CLOCKS[args.clock])
+        rows = results(task, calls, measured)
+        print(table(rows), flush=True)
+        report["results"] += rows
+    if args.out is not None:
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"\nevery number: {args.out}")
+
+
+if __name__ == "__main__":
+    main()
