@@ -63,9 +63,6 @@ from agents.checkpoint import (
     write_checkpoint,
     write_json,
 )
-from agents.checkpoint import rng_state as rng_state
-from agents.checkpoint import set_rng_state as set_rng_state
-from agents.manifest import git_revision as git_revision
 from agents.manifest import manifest
 from agents.metrics import MetricLog, to_floats
 

@@ -46,8 +46,8 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from agents import config, fasttd3, machine
+from agents.manifest import git_revision, manifest
 from agents.replay import ReplayBuffer
-from agents.run import git_revision, manifest
 from envs.base import Step, VecEnv, vector_space
 from networks.normalize import RunningNorm
 

@@ -18,8 +18,8 @@ from tensordict import TensorDict
 
 import envs
 from agents import fasttd3
+from agents.checkpoint import newest_checkpoint
 from agents.fasttd3 import Args, FastTD3
-from agents.run import newest_checkpoint
 from envs.torch import optimal_q, optimal_value
 
 ROOT = Path(__file__).parents[1]

@@ -443,7 +443,8 @@ import sys, time
 from dataclasses import dataclass
 import torch
 from agents import config
-from agents.run import Run, RunError, rng_state, set_rng_state
+from agents.checkpoint import rng_state, set_rng_state
+from agents.run import Run, RunError
 
 @dataclass
 class Args:
