@@ -16,6 +16,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import MISSING, fields, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -88,6 +89,19 @@ def checked(args_class: type, table: Mapping[str, Overrides]) -> Mapping[str, Ov
             if not _fits(value, hints[key]):
                 raise TypeError(f"preset {name!r} sets {key} = {value!r}; expected {_describe(hints[key])}")
     return table
+
+
+Row = tuple[str, tuple[str, ...], str | None, Overrides]
+"""Of a table of presets: name, patterns of tasks, size or None for all, overrides."""
+
+
+def select(table: Iterable[Row], task: str, size: str) -> list[tuple[str, Overrides]]:
+    """Return (name, overrides) of the rows that apply to a task at a size, in the order of the table."""
+    return [
+        (name, overrides)
+        for name, patterns, for_size, overrides in table
+        if for_size in (None, size) and any(fnmatchcase(task, pattern) for pattern in patterns)
+    ]
 
 
 def fail(message: str) -> NoReturn:

@@ -31,7 +31,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
@@ -46,8 +45,9 @@ from agents import config, machine
 from agents.checkpoint import Checkpoint, RunError, rng_state, set_rng_state
 from agents.episodes import EpisodeStats, evaluate
 from agents.replay import ReplayBuffer
-from agents.run import Run
+from agents.run import Run, crossed
 from envs.base import Step, VecEnv, spawn_seeds
+from envs.families import DMC, PLAYGROUND
 from networks.actors import DeterministicActor
 from networks.critics import CategoricalCritics, project
 from networks.normalize import RewardScale, RunningNorm
@@ -64,7 +64,7 @@ class Args:
     backend: str = "auto"
     """simulator that makes the task: auto, or a name that `python -m envs` lists"""
     seed: int = 1
-    """seed of networks, exploration, replay, environments and evaluation; each has a random stream of its own"""
+    """seed of all that is random; networks, environments, replay and evaluation have streams of their own"""
     exp_name: str = "fasttd3"
     """name of the variant: runs that differ only in the seed share it"""
     run_root: str = "runs"
@@ -72,7 +72,7 @@ class Args:
     resume: str | None = None
     """run directory to continue from its last good checkpoint; settings come from there, other flags are refused"""
     device: str = "auto"
-    """where networks and replay live: auto (cuda if there is one), cpu, cuda, cuda:1"""
+    """where the learner lives: auto (cuda if there is one), cpu, cuda, cuda:1"""
     size: Literal["auto", "small", "reference"] = "auto"
     """networks, batch and cadence: reference is the paper's, small is what learns fast on a CPU, auto goes by device"""
     threads: int = 0
@@ -111,8 +111,8 @@ class Args:
     """share of the critic that the target critic takes on at each update"""
     batch_size: int = 32_768
     """B, transitions per update"""
-    buffer_size: int = 6_553_600
-    """transitions that the replay buffer holds, over all environments (51,200 for each of 128 in the paper)"""
+    buffer_size: int = 6_553_600  # the paper: 51,200 for each of 128 environments
+    """transitions that the replay buffer holds, over all environments"""
     replay_dtype: Literal["float32", "bfloat16"] = "float32"
     """precision of stored observations: bfloat16 halves the memory and rounds before normalisation"""
     n_step: int = 1
@@ -151,15 +151,15 @@ class Args:
     """targets and actor go by the critic with the lower mean; otherwise each critic has its own target, and the actor
     climbs their average"""
     obs_norm: bool = True
-    """normalise observations by their running mean and deviation"""
+    """normalise observations that are vectors by their running mean and deviation"""
     reward_norm: bool = False
-    """scale rewards by the deviation of a running return, so that returns fit the support"""
+    """scale rewards by the deviation of a running return"""
 
     # ---- networks ----
     actor_hidden: tuple[int, ...] = (512, 256, 128)
     """units of the actor's hidden layers"""
     critic_hidden: tuple[int, ...] = (1024, 512, 256)
-    """units of each critic's hidden layers"""
+    """units of the critic's hidden layers, of each critic's where there are two"""
     sem: bool = False
     """simplicial embeddings in actor and critics"""
     sem_actor: bool = True
@@ -169,11 +169,11 @@ class Args:
     sem_actor_groups: int = 2
     """L of the actor's embedding"""
     sem_actor_vertices: int = 64
-    """V of the actor's embedding; L * V = 128 is the width of the layer that it replaces"""
+    """V of the actor's embedding; L * V is by default the width of the layer that it replaces"""
     sem_critic_groups: int = 4
     """L of the critics' embedding"""
     sem_critic_vertices: int = 64
-    """V of the critics' embedding; L * V = 256 is the width of the layer that it replaces"""
+    """V of the critics' embedding; L * V is by default the width of the layer that it replaces"""
     sem_temperature: float = 1.0
     """tau of the softmax in both; the paper's code has 1"""
 
@@ -438,31 +438,11 @@ def sem_configs(args: Args) -> tuple[SEMConfig | None, SEMConfig | None]:
 
 # ---- settings --------------------------------------------------------------------------------------------------------
 
-DMC = (
-    *(
-        "AcrobotSwingup*",
-        "BallInCup*",
-        "Cartpole*",
-        "CheetahRun*",
-        "Dog*",
-        "Finger*",
-        "FishSwim*",
-        "FishUpright*",
-        "HopperHop*",
-    ),
-    *("HopperStand*", "Humanoid[SWR]*-v1", "HumanoidCMU*", "Manipulator*", "PendulumSwingup*", "PointMass*-v1"),
-    *("Quadruped*", "Reacher[EH]*", "SwimmerSwimmer*", "Stacker*", "Walker[SWR]*"),
-)
-PLAYGROUND = (
-    *("Apollo*", "Barkour*", "Berkeley*", "G1Joystick*", "Go1*", "H1Inplace*", "H1Joystick*", "Op3*", "Spot*"),
-    *("T1Joystick*", "Aero*", "Aloha*", "LeapCube*", "Panda*", "MuJoCoPlayground/*"),
-)
-
 # (name, task patterns, size or None for both, overrides); later rows win. What no row names is as in Args: the
 # reference configuration, FastTD3's for HumanoidBench with the paper's SEM sizes. The reference rows are those of
 # FastTD3's own implementation in environment frames, but: its keys "balance-simple" and "balance-hard" never matched
 # a task; its support for DeepMind Control, whose returns lie within 0 and 100 at gamma 0.99, was -500 to 500.
-PRESETS: tuple[tuple[str, tuple[str, ...], str | None, dict[str, Any]], ...] = (
+PRESETS: tuple[config.Row, ...] = (
     (
         "any task",
         ("*",),
@@ -539,15 +519,11 @@ PRESETS: tuple[tuple[str, tuple[str, ...], str | None, dict[str, Any]], ...] = (
 )
 
 
-def presets(args: Args) -> list[tuple[str, dict[str, Any]]]:
+def presets(args: Args) -> list[tuple[str, config.Overrides]]:
     """Return the overrides for the size and the task, weakest first; the command line is stronger than all."""
     device = machine.resolve_device(args.device)
     size = args.size if args.size != "auto" else "small" if device == "cpu" else "reference"
-    chosen: list[tuple[str, dict[str, Any]]] = [(f"size {size}", {"size": size})]
-    for name, patterns, for_size, overrides in PRESETS:
-        if for_size in (None, size) and any(fnmatchcase(args.env_id, pattern) for pattern in patterns):
-            chosen.append((name, overrides))
-    return chosen
+    return [(f"size {size}", {"size": size}), *config.select(PRESETS, args.env_id, size)]
 
 
 def resolve(args: Args) -> Args:
@@ -674,11 +650,6 @@ def train(
             states = {"agent": agent.state_dict(), "loop": {**loop, "rng": rng_state()}}
             run.save(frames, {**states, "replay": replay.state_dict()} if args.save_replay else states)
     return score
-
-
-def crossed(every: int, frames: int, num_envs: int) -> bool:
-    """Return whether the last step of all environments has reached a multiple of `every` frames; never for 0."""
-    return every > 0 and frames // every > (frames - num_envs) // every
 
 
 def restore(

@@ -156,6 +156,11 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
+def crossed(every: int, frames: int, num_envs: int) -> bool:
+    """Return whether the last `num_envs` frames have reached a multiple of `every`; never for 0."""
+    return every > 0 and frames // every > (frames - num_envs) // every
+
+
 # ---- the run -------------------------------------------------------------------------------------------------------
 
 

@@ -1,13 +1,14 @@
-"""Distributional critics: the return as probabilities over a fixed grid of K atoms (C51)."""
+"""Critics: the return as probabilities over a fixed grid of K atoms (C51), or as a number."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from networks.layers import BatchedLinear
+from networks.layers import BatchedLinear, float32, orthogonal_
 from networks.sem import SEMConfig
-from networks.torso import mlp_torso
+from networks.torso import Activation, mlp_torso
 
 
 class CategoricalCritics(nn.Module):
@@ -29,11 +30,13 @@ class CategoricalCritics(nn.Module):
         v_max: float,
         sem: SEMConfig | None = None,
         critics: int = 2,
+        activation: Activation = "relu",
+        norm: bool = False,
     ) -> None:
         super().__init__()
         if atoms < 2 or not v_min < v_max:
             raise ValueError(f"the support needs at least 2 atoms and v_min < v_max, got {atoms}, {v_min}, {v_max}")
-        self.torso, width = mlp_torso(obs_dim + action_dim, hidden, sem, copies=critics)
+        self.torso, width = mlp_torso(obs_dim + action_dim, hidden, sem, critics, activation, norm)
         self.head = BatchedLinear(width, atoms, critics)
         self.register_buffer("support", torch.linspace(v_min, v_max, atoms))
 
@@ -44,6 +47,52 @@ class CategoricalCritics(nn.Module):
     def value(self, logits: Tensor) -> Tensor:
         """Return the expected return under `logits` [..., K]: [...] float32."""
         return (torch.softmax(logits, -1) * self.support).sum(-1)  # a product of matrices would be autocast
+
+
+class ScalarCritics(nn.Module):
+    """Q independent estimates of the return for each observation and action: [B, C], [B, A] to [Q, B]."""
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden: Sequence[int],
+        sem: SEMConfig | None = None,
+        critics: int = 2,
+        activation: Activation = "relu",
+        norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.torso, width = mlp_torso(obs_dim + action_dim, hidden, sem, critics, activation, norm)
+        self.head = BatchedLinear(width, 1, critics)
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Return [Q, B] float32."""
+        return self.head(self.torso(torch.cat([obs, action], -1)))[..., 0].float()
+
+
+class ValueCritic(nn.Module):
+    """Value of each observation under the policy: [B, C] to [B].
+
+    `hidden` may be empty: then `obs` are the features of a torso that is elsewhere.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        hidden: Sequence[int],
+        sem: SEMConfig | None = None,
+        activation: Activation = "tanh",
+    ) -> None:
+        super().__init__()
+        self.torso, width = mlp_torso(obs_dim, hidden, sem, activation=activation)
+        self.head = nn.Linear(width, 1)
+        orthogonal_(self.torso, math.sqrt(2))
+        orthogonal_(self.head, 1.0)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Return [B] float32."""
+        return float32(self.head, self.torso(obs))[..., 0]
 
 
 def project(probs: Tensor, atoms: Tensor, support: Tensor) -> Tensor:

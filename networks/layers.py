@@ -59,3 +59,22 @@ def linear(in_features: int, out_features: int, copies: int | None) -> nn.Module
 def layer_norm(features: int, copies: int | None) -> nn.Module:
     """Return one affine layer normalisation, or Q of them where `copies` is given."""
     return nn.LayerNorm(features) if copies is None else BatchedLayerNorm(features, copies)
+
+
+def orthogonal_(module: nn.Module, gain: float) -> None:
+    """Start every affine map and convolution in `module` with orthogonal weights times `gain`, and no bias.
+
+    What on-policy methods have used since OpenAI Baselines; see Huang et al., "The 37 Implementation Details of PPO"
+    (2022), detail 2.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.orthogonal_(layer.weight, gain)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def float32(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return layer(x) in float32, whatever autocast would make of it: for heads whose output is compared closely."""
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.float())

@@ -79,11 +79,15 @@ class RewardScale(nn.Module):
 
     @torch.no_grad()
     def update(self, reward: Tensor, done: Tensor) -> None:
-        """Learn from the rewards [N] of one step and from where it ended an episode [N] bool."""
-        self.running.copy_(self.gamma * self.running + reward)
-        wide = self.running.double()
+        """Learn from the rewards [N] of one step and from where it ended an episode [N] bool; or [T, N] of T steps."""
+        seen = []
+        running = self.running
+        for step_reward, step_done in zip(reward.view(-1, len(running)), done.view(-1, len(running)), strict=True):
+            seen.append(self.gamma * running + step_reward)
+            running = seen[-1].masked_fill(step_done, 0.0)
+        self.running.copy_(running)
+        wide = torch.stack(seen).double()
         self.total += wide.sum()
         self.square += wide.square().sum()
-        self.count += self.running.numel()
-        self.largest.copy_(torch.maximum(self.largest, self.running.abs().max()))
-        self.running.masked_fill_(done, 0.0)
+        self.count += wide.numel()
+        self.largest.copy_(torch.maximum(self.largest, wide.abs().max()))

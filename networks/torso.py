@@ -1,31 +1,84 @@
 """The hidden layers that actors and critics share."""
 
 from collections.abc import Sequence
+from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from networks.layers import linear
+from networks.layers import layer_norm, linear
 from networks.sem import SEM, SEMConfig
+
+Activation = Literal["relu", "silu", "tanh", "elu"]
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "elu": nn.ELU}
 
 
 def mlp_torso(
-    in_features: int, hidden: Sequence[int], sem: SEMConfig | None = None, copies: int | None = None
+    in_features: int,
+    hidden: Sequence[int],
+    sem: SEMConfig | None = None,
+    copies: int | None = None,
+    activation: Activation = "relu",
+    norm: bool = False,
 ) -> tuple[nn.Sequential, int]:
-    """Return hidden layers of Linear and ReLU, and the width of what comes out of them.
+    """Return hidden layers of Linear and activation, and the width of what comes out of them.
 
-    With `sem`, the block takes the place of the last Linear and ReLU, so that a network with L*V equal to the last
-    width has as many features and, but for the LayerNorm, as many parameters as the plain one. Without it nothing of
-    the block exists. With `copies`, every layer is Q layers in one.
+    With `sem`, the block takes the place of the last Linear and activation, so that a network with L*V equal to the
+    last width has as many features and, but for the LayerNorm, as many parameters as the plain one. Without it nothing
+    of the block exists. With `copies`, every layer is Q layers in one. With `norm`, a LayerNorm follows each Linear.
+    Without hidden layers the input comes out as it is.
+
+    Raises:
+        ValueError: a layer has no units, or there is none that the block could replace.
     """
-    if not hidden or min(hidden) < 1:
-        raise ValueError(f"a torso needs at least one hidden layer of at least one unit, got {tuple(hidden)}")
+    if min(hidden, default=1) < 1 or (sem is not None and not hidden):
+        needed = "a layer that SEM replaces, and " if sem is not None else ""
+        raise ValueError(f"hidden layers need {needed}at least one unit each, got {tuple(hidden)}")
     plain = hidden if sem is None else hidden[:-1]
     layers: list[nn.Module] = []
     width = in_features
     for units in plain:
-        layers += [linear(width, units, copies), nn.ReLU()]
+        layers.append(linear(width, units, copies))
+        if norm:
+            layers.append(layer_norm(units, copies))
+        layers.append(ACTIVATIONS[activation]())
         width = units
     if sem is not None:
         layers.append(SEM(width, sem, copies))
         width = sem.width
     return nn.Sequential(*layers), width
+
+
+class Pixels(nn.Module):
+    """Intensities in [0, 1] in the precision that the first layer computes in: [B, *image] uint8 to float."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return image / 255. Under autocast in its precision: 8 bits fit, and the copy is half as large."""
+        device = image.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        return image.to(dtype) / 255
+
+
+def nature_cnn(shape: Sequence[int]) -> tuple[nn.Sequential, int]:
+    """Return the convolutions of the Nature DQN, [B, *shape] uint8 to [B, width], and the width.
+
+    `shape` is that of one image, frames or channels first: (4, 84, 84) in Atari, which gives 3,136 features. Source:
+    Mnih et al., "Human-level control through deep reinforcement learning" (2015).
+
+    Raises:
+        ValueError: the image is too small, or has no channels first.
+    """
+    if len(shape) != 3 or min(shape[1:]) < 36:
+        raise ValueError(f"images must be channels x height x width of at least 36 x 36 pixels, got {tuple(shape)}")
+    layers = nn.Sequential(
+        Pixels(),
+        nn.Conv2d(shape[0], 32, 8, stride=4),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 4, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+    )
+    height, width = (((side - 8) // 4 + 1 - 4) // 2 + 1 - 2 for side in shape[1:])
+    return layers, 64 * height * width

@@ -259,10 +259,10 @@ def test_torso_width_and_features(copies: int | None) -> None:
         assert torso(x).min() >= 0
 
 
-@pytest.mark.parametrize("hidden", [(), (0,), (8, -1)])
-def test_impossible_torsos_are_refused(hidden: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="at least one hidden layer"):
-        mlp_torso(5, hidden)
+@pytest.mark.parametrize(("hidden", "sem"), [((0,), None), ((8, -1), None), ((), GRID)])
+def test_impossible_torsos_are_refused(hidden: tuple[int, ...], sem: SEMConfig | None) -> None:
+    with pytest.raises(ValueError, match="at least one unit"):
+        mlp_torso(5, hidden, sem)
 
 
 # ---- batched layers --------------------------------------------------------------------------------------------------

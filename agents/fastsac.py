@@ -1,0 +1,775 @@
+"""FastSAC with simplicial embeddings (SEM).
+
+    python agents/fastsac.py --sem                           # the default task, sized for the machine
+    python agents/fastsac.py --sem --env-id HalfCheetah-v5   # any task of `python -m envs`
+    python agents/fastsac.py --resume runs/RUN_DIR           # continue
+
+FastSAC (Seo et al., arXiv 2512.01996) is SAC (Haarnoja et al., 2018) with many parallel environments, large batches
+and a distributional critic:
+
+1. C51 critics instead of scalar ones, each with its own target; the actor climbs their average.
+2. The entropy bonus of the next action shifts the atoms of the target's distribution.
+3. LayerNorm and SiLU in actor and critics; the deviation of the policy stays within exp(-5) and 1.
+4. A temperature that is learned fast enough to be started at 0.001, and a target entropy of 0.
+
+SEM (Obando-Ceron et al., arXiv 2510.13704) replaces the last hidden layer of actor and critics: `networks/sem.py`.
+`--size paper` is the FastSAC that the SEM paper could have used: the branch of that name of FastTD3's code (June 2025),
+with scalar critics, clipped double Q and no LayerNorm.
+
+What differs from the authors' code (github.com/amazon-far/holosoma) on purpose:
+
+1. The log-density of an action is exact at saturation; there 1e-6 is added to the slope of the tanh.
+2. The normaliser learns from each observation once, when it is collected, and not again from every replayed batch.
+3. n-step windows stop at the write head of the replay buffer, and the discount is gamma to the steps really taken.
+4. The policy delay counts updates, so that a delay of 1 trains the actor.
+5. Actions are in [-1, 1] of the task's own range, so the entropy is that of the scaled action.
+6. `total_timesteps`, `learning_starts` and all intervals are environment frames, not vector steps.
+7. The environments step while the learner learns, so a batch never holds the very last transitions.
+"""
+
+import math
+import random
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+import envs
+from agents import config, machine
+from agents.checkpoint import Checkpoint, RunError, rng_state, set_rng_state
+from agents.episodes import EpisodeStats, evaluate
+from agents.replay import ReplayBuffer
+from agents.run import Run, crossed
+from envs.base import Step, VecEnv, spawn_seeds
+from envs.families import DMC, GYM_MUJOCO, HUMANOIDBENCH
+from networks.actors import SquashedGaussianActor
+from networks.critics import CategoricalCritics, ScalarCritics, project
+from networks.normalize import RewardScale, RunningNorm
+from networks.sem import SEM, SEMConfig, entropy
+
+
+@dataclass
+class Args:
+    """FastSAC: fast maximum-entropy control with many environments, and simplicial embeddings in actor and critic."""
+
+    # ---- experiment ----
+    env_id: str = "WalkerWalk-v1"
+    """task, by the name that `python -m envs` lists, or module:Class of a VecEnv of your own"""
+    backend: str = "auto"
+    """simulator that makes the task: auto, or a name that `python -m envs` lists"""
+    seed: int = 1
+    """seed of all that is random; networks, environments, replay and evaluation have streams of their own"""
+    exp_name: str = "fastsac"
+    """name of the variant: runs that differ only in the seed share it"""
+    run_root: str = "runs"
+    """folder of the run directories, and the --logdir of TensorBoard"""
+    resume: str | None = None
+    """run directory to continue from its last good checkpoint; settings come from there, other flags are refused"""
+    device: str = "auto"
+    """where the learner lives: auto (cuda if there is one), cpu, cuda, cuda:1"""
+    size: Literal["auto", "small", "reference", "paper"] = "auto"
+    """networks, batch and cadence: reference is FastSAC's, paper is that of the SEM paper's time, small is what learns
+    fast on a CPU, auto goes by device"""
+    threads: int = 0
+    """CPU threads of the learner, 0 for all cores that the process may use"""
+    quiet: bool = False
+    """no progress line"""
+
+    # ---- length and intervals, in environment frames ----
+    total_timesteps: int = 102_400_000
+    """frames to train for, over all environments"""
+    learning_starts: int = 40_960
+    """frames collected before the first update"""
+    log_every: int = 409_600
+    """frames between rows of metrics, 0 for none"""
+    eval_every: int = 5_120_000
+    """frames between evaluations, 0 for none; one more at the end"""
+    eval_envs: int = 64
+    """environments of the evaluation, one episode each, with seeds of their own that are the same every time"""
+    save_every: int = 5_120_000
+    """frames between checkpoints, 0 for none but the last"""
+    save_replay: bool = True
+    """checkpoints hold the replay buffer, which makes resuming exact; without it a resumed run refills it"""
+    keep_checkpoints: int = 2
+    """how many of the latest checkpoints to keep"""
+
+    # ---- environments ----
+    num_envs: int = 4_096
+    """N, environments that step together"""
+    env_threads: int = 0
+    """threads of a CPU simulator, 0 for its own choice"""
+
+    # ---- algorithm ----
+    gamma: float = 0.97
+    """discount per step"""
+    tau: float = 0.125
+    """share of the critic that the target critic takes on at each update"""
+    batch_size: int = 8_192
+    """B, transitions per update"""
+    buffer_size: int = 4_194_304
+    """transitions that the replay buffer holds, over all environments"""
+    replay_dtype: Literal["float32", "bfloat16"] = "float32"
+    """precision of stored observations: bfloat16 halves the memory and rounds before normalisation"""
+    n_step: int = 1
+    """rewards summed before bootstrapping"""
+    num_updates: int = 8
+    """critic updates per step of all environments"""
+    policy_frequency: int = 4
+    """critic updates per actor update"""
+    critic_lr: float = 3e-4
+    """learning rate of the critics at the start"""
+    critic_lr_end: float = 3e-4
+    """learning rate of the critics at the end; a cosine leads there"""
+    actor_lr: float = 3e-4
+    """learning rate of the actor at the start"""
+    actor_lr_end: float = 3e-4
+    """learning rate of the actor at the end; a cosine leads there"""
+    alpha_lr: float = 3e-4
+    """learning rate of the temperature"""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    """decay of the running mean and square of the gradients, of all optimisers"""
+    weight_decay: float = 0.001
+    """decoupled weight decay (AdamW) of actor and critics"""
+    max_grad_norm: float = 0.0
+    """gradient norm at which to clip, 0 for no clipping"""
+    alpha_init: float = 0.001
+    """temperature at the start: the weight of the entropy beside the rewards"""
+    autotune: bool = True
+    """learn the temperature, so that the policy's entropy approaches the target"""
+    target_entropy_ratio: float = 0.0
+    """target entropy in nats is minus this times A: 0 is the entropy of a range of length 1, and 1 that of 1/e"""
+    log_std_min: float = -5.0
+    """lowest logarithm of the policy's deviation"""
+    log_std_max: float = 0.0
+    """highest logarithm of the policy's deviation"""
+    distributional: bool = True
+    """critics give the distribution of the return (C51); otherwise its mean, learned by squared error"""
+    atoms: int = 101
+    """K, atoms of the return distribution"""
+    v_min: float = -20.0
+    """lowest return of the support"""
+    v_max: float = 20.0
+    """highest return of the support"""
+    clipped_double_q: bool = False
+    """targets and actor go by the critic with the lower mean; otherwise each critic has its own target, and the actor
+    climbs their average"""
+    obs_norm: bool = True
+    """normalise observations that are vectors by their running mean and deviation"""
+    reward_norm: bool = False
+    """scale rewards by the deviation of a running return"""
+
+    # ---- networks ----
+    actor_hidden: tuple[int, ...] = (512, 256, 128)
+    """units of the actor's hidden layers"""
+    critic_hidden: tuple[int, ...] = (768, 384, 192)
+    """units of the critic's hidden layers, of each critic's where there are two"""
+    layer_norm: bool = True
+    """LayerNorm before each activation"""
+    activation: Literal["relu", "silu", "tanh", "elu"] = "silu"
+    """nonlinearity of the hidden layers; after convolutions it is relu"""
+    sem: bool = False
+    """simplicial embeddings in actor and critics"""
+    sem_actor: bool = True
+    """where --sem is on, in the actor"""
+    sem_critic: bool = True
+    """where --sem is on, in the critics"""
+    sem_actor_groups: int = 2
+    """L of the actor's embedding"""
+    sem_actor_vertices: int = 64
+    """V of the actor's embedding; L * V is by default the width of the layer that it replaces"""
+    sem_critic_groups: int = 3
+    """L of the critics' embedding"""
+    sem_critic_vertices: int = 64
+    """V of the critics' embedding; L * V is by default the width of the layer that it replaces"""
+    sem_temperature: float = 1.0
+    """tau of the softmax in both; the paper's code has 1"""
+
+    # ---- speed ----
+    amp: Literal["auto", "bfloat16", "off"] = "auto"
+    """precision of the learner's products: auto is bfloat16 where the hardware multiplies it faster"""
+    compile: bool = False
+    """compile the updates with torch.compile: pays on a GPU, and on a CPU in long runs"""
+
+
+LOSSES = ("qf_loss", "actor_loss", "alpha_loss", "entropy")
+
+
+class FastSAC:
+    """Networks, normalisers and optimisers of one agent, and the ways to change them."""
+
+    def __init__(self, args: Args, env: VecEnv) -> None:
+        if not isinstance(env.action_space, Box) or len(env.obs_space.shape) != 1:
+            raise ValueError(
+                f"FastSAC needs continuous actions and observations that are vectors; {env.task} has "
+                f"{env.action_space} and observations of shape {env.obs_space.shape}: use agents/ppo.py"
+            )
+        self.args = args
+        self.device = env.device
+        obs_dim, critic_obs_dim = env.obs_space.shape[0], env.critic_obs_space.shape[0]
+        self.num_envs, self.action_dim = env.num_envs, env.action_space.shape[0]
+        actor_sem, critic_sem = sem_configs(args)
+        style: dict[str, Any] = {"activation": args.activation, "norm": args.layer_norm}
+        sizes = critic_obs_dim, self.action_dim, args.critic_hidden
+        self.actor = SquashedGaussianActor(
+            obs_dim, self.action_dim, args.actor_hidden, actor_sem, args.log_std_min, args.log_std_max, **style
+        )
+        self.critic: CategoricalCritics | ScalarCritics = (
+            CategoricalCritics(*sizes, args.atoms, args.v_min, args.v_max, critic_sem, **style)
+            if args.distributional
+            else ScalarCritics(*sizes, critic_sem, **style)
+        )
+        self.target = deepcopy(self.critic).requires_grad_(False)
+        self.obs_norm = RunningNorm(obs_dim) if args.obs_norm else nn.Identity()
+        self.critic_obs_norm = RunningNorm(critic_obs_dim) if args.obs_norm and env.privileged else self.obs_norm
+        g_max = min(abs(bound) for bound in (args.v_min, args.v_max) if bound != 0)
+        self.reward_scale = RewardScale(env.num_envs, args.gamma, g_max=g_max) if args.reward_norm else nn.Identity()
+        self.modules = nn.ModuleDict(
+            {
+                "actor": self.actor,
+                "critic": self.critic,
+                "target": self.target,
+                "obs_norm": self.obs_norm,
+                "critic_obs_norm": self.critic_obs_norm,
+                "reward_scale": self.reward_scale,
+            }
+        ).to(self.device)
+        self.log_alpha = torch.tensor(math.log(args.alpha_init), device=self.device, requires_grad=True)
+        self.target_entropy = -args.target_entropy_ratio * self.action_dim
+        self.actor_optimizer = self._adamw(self.actor.parameters(), args.actor_lr, args.weight_decay)
+        self.critic_optimizer = self._adamw(self.critic.parameters(), args.critic_lr, args.weight_decay)
+        self.alpha_optimizer = self._adamw([self.log_alpha], args.alpha_lr, 0.0)
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=args.amp == "bfloat16")
+        self.updates = 0
+        self.loss_sum = torch.zeros(4, device=self.device)  # of LOSSES, since the last report
+        self.loss_count = [0, 0, 0, 0]
+        if args.compile:
+            self.critic_loss = torch.compile(self.critic_loss)  # type: ignore[method-assign]
+            self.actor_loss = torch.compile(self.actor_loss)  # type: ignore[method-assign]
+
+    def _adamw(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> torch.optim.AdamW:
+        rate = torch.tensor(lr, device=self.device)  # a tensor, so that the schedule needs no recompilation
+        return torch.optim.AdamW(parameters, lr=rate, betas=self.args.adam_betas, weight_decay=weight_decay, fused=True)
+
+    # ---- acting ----
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Tensor:
+        """Return the policy's actions [B, A] without noise, for raw observations [B, D]."""
+        return self.actor(self.obs_norm(obs)).mode()
+
+    @torch.no_grad()
+    def explore(self, obs: Tensor) -> Tensor:
+        """Return actions [N, A] in [-1, 1] drawn from the policy, one for each training environment."""
+        return self.actor(self.obs_norm(obs)).sample()[0]
+
+    def explore_uniformly(self) -> Tensor:
+        """Return actions [N, A] drawn evenly from [-1, 1], for the frames before the first update."""
+        return torch.rand(self.num_envs, self.action_dim, device=self.device) * 2 - 1
+
+    @torch.no_grad()
+    def observe(self, step: Step) -> None:
+        """Learn the normalisers from a step."""
+        self.learn_norms(step.obs, step.critic_obs)
+        if isinstance(self.reward_scale, RewardScale):
+            self.reward_scale.update(step.reward, step.terminated | step.truncated)
+
+    def learn_norms(self, obs: Tensor, critic_obs: Tensor) -> None:
+        """Learn the observation normalisers from collected observations [N, D] and [N, C]."""
+        if isinstance(self.obs_norm, RunningNorm):
+            self.obs_norm.update(obs)
+        if isinstance(self.critic_obs_norm, RunningNorm) and self.critic_obs_norm is not self.obs_norm:
+            self.critic_obs_norm.update(critic_obs)
+
+    # ---- learning ----
+
+    def update(self, batch: TensorDict) -> None:
+        """Take a step of critics and temperature, every `policy_frequency`-th time of the actor; move the target."""
+        batch = self.prepare(batch)
+        loss, next_log_prob = self.critic_loss(batch)
+        self._descend("qf_loss", loss, list(self.critic.parameters()), self.critic_optimizer)
+        self._count("entropy", -next_log_prob.mean())
+        if self.args.autotune:
+            self._descend("alpha_loss", self.alpha_loss(next_log_prob), [self.log_alpha], self.alpha_optimizer)
+        self.updates += 1
+        if self.updates % self.args.policy_frequency == 0:
+            self._descend("actor_loss", self.actor_loss(batch), list(self.actor.parameters()), self.actor_optimizer)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.target.parameters()), list(self.critic.parameters()), self.args.tau)
+
+    def prepare(self, batch: TensorDict) -> TensorDict:
+        """Return the batch with normalised observations and rewards."""
+        obs, next_obs = self.obs_norm(batch["obs"]), self.obs_norm(batch["next_obs"])
+        shared = self.critic_obs_norm is self.obs_norm and batch["critic_obs"] is batch["obs"]
+        return TensorDict(
+            {
+                "obs": obs,
+                "critic_obs": obs if shared else self.critic_obs_norm(batch["critic_obs"]),
+                "action": batch["action"],
+                "reward": self.reward_scale(batch["reward"]),
+                "discount": batch["discount"],
+                "next_obs": next_obs,
+                "next_critic_obs": next_obs if shared else self.critic_obs_norm(batch["next_critic_obs"]),
+            },
+            batch.batch_size,
+        )
+
+    @torch.no_grad()
+    def soft_target(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
+        """Return what the critics learn, and the log-density [B] of the next action that it is based on.
+
+        Distributional critics: the distribution of `reward + discount * (Z(next_obs, a) - alpha log pi(a))` on the
+        support, [1, B, K], or [Q, B, K] for one each. With clipped double Q it is, sample by sample, that of the critic
+        with the lower mean. Scalar critics: the same with values, [1, B] or [Q, B]. With n-step rewards the entropy of
+        the steps in between is left out.
+        """
+        args, target = self.args, self.target
+        with self.autocast:
+            next_action, next_log_prob = self.actor(batch["next_obs"]).sample()
+            next_out = target(batch["next_critic_obs"], next_action)  # logits [Q, B, K], or values [Q, B]
+        bonus = -self.log_alpha.exp() * next_log_prob  # [B]
+        if isinstance(target, ScalarCritics):
+            next_value = next_out.amin(0, keepdim=True) if args.clipped_double_q else next_out
+            return batch["reward"] + batch["discount"] * (next_value + bonus), next_log_prob
+        next_probs = torch.softmax(next_out, -1)
+        shifted = target.support + bonus[:, None]
+        atoms = torch.addcmul(batch["reward"][:, None], batch["discount"][:, None], shifted)  # [B, K]
+        if args.clipped_double_q:
+            landed = atoms.clamp(args.v_min, args.v_max)  # where projection puts them, so these are the projected means
+            value = torch.einsum("qbk,bk->qb", next_probs, landed)
+            next_probs = next_probs.gather(0, value.argmin(0)[None, :, None].expand(1, -1, args.atoms))
+        return project(next_probs, atoms, target.support), next_log_prob
+
+    def critic_loss(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
+        """Return the critics' loss, mean over samples and sum over critics, and the log-density [B] of `soft_target`.
+
+        The cross-entropy with the target's distribution, or the squared error of scalar critics.
+        """
+        target, next_log_prob = self.soft_target(batch)
+        with self.autocast:
+            out = self.critic(batch["critic_obs"], batch["action"])
+        if isinstance(self.critic, ScalarCritics):
+            return (out - target).square().mean(-1).sum(), next_log_prob
+        return -(target * F.log_softmax(out, -1)).sum(-1).mean(-1).sum(), next_log_prob
+
+    def actor_loss(self, batch: TensorDict) -> Tensor:
+        """Return mean of alpha log pi(a) - Q(obs, a) for the actor's own actions; Q is the critics' mean or minimum."""
+        with self.autocast:
+            action, log_prob = self.actor(batch["obs"]).sample()
+            out = self.critic(batch["critic_obs"], action)
+        value = self.values(out)
+        value = value.amin(0) if self.args.clipped_double_q else value.mean(0)
+        return (self.log_alpha.detach().exp() * log_prob - value).mean()
+
+    def alpha_loss(self, log_prob: Tensor) -> Tensor:
+        """Return what the temperature descends on: it rises while the policy's entropy is below the target."""
+        return -(self.log_alpha.exp() * (log_prob + self.target_entropy)).mean()
+
+    def values(self, out: Tensor) -> Tensor:
+        """Return the expected returns [Q, B] that the critics' outputs stand for."""
+        return out if isinstance(self.critic, ScalarCritics) else self.critic.value(out)
+
+    def _descend(self, name: str, loss: Tensor, parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """Take one optimiser step of one network; no other network gets a gradient."""
+        optimizer.zero_grad()
+        loss.backward(inputs=parameters)
+        if self.args.max_grad_norm > 0:
+            nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
+        optimizer.step()
+        self._count(name, loss)
+
+    def _count(self, name: str, value: Tensor) -> None:
+        self.loss_sum[LOSSES.index(name)] += value.detach()
+        self.loss_count[LOSSES.index(name)] += 1
+
+    def anneal(self, progress: float) -> None:
+        """Set the learning rates for a share of training done, 0 to 1: a cosine from start to end."""
+        args, cosine = self.args, 0.5 * (1 + math.cos(math.pi * progress))
+        for optimizer, start, end in (
+            (self.actor_optimizer, args.actor_lr, args.actor_lr_end),
+            (self.critic_optimizer, args.critic_lr, args.critic_lr_end),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"].fill_(end + (start - end) * cosine)
+
+    # ---- reporting and saving ----
+
+    @torch.no_grad()
+    def report(self, batch: TensorDict) -> dict[str, Tensor]:
+        """Return the losses since the last report, and what the networks make of a batch; tensors of one element.
+
+        Draws no random numbers, so that training is the same with and without it.
+        """
+        batch = self.prepare(batch)
+        obs, critic_obs = batch["obs"], batch["critic_obs"]
+        value = self.values(self.critic(critic_obs, batch["action"]))
+        policy = self.actor(obs)
+        losses = self.loss_sum / self.loss_sum.new_tensor(self.loss_count).clamp(min=1)
+        self.loss_sum.zero_()
+        self.loss_count = [0, 0, 0, 0]
+        out = {
+            **{f"losses/{name}": loss for name, loss in zip(LOSSES, losses, strict=True)},
+            "losses/alpha": self.log_alpha.exp(),
+            "losses/qf1_values": value[0].mean(),
+            "losses/qf2_values": value[1].mean(),
+            "critic/disagreement": (value[0] - value[1]).abs().mean(),
+            "charts/action_std": policy.log_std.exp().mean(),
+            "charts/learning_rate": self.critic_optimizer.param_groups[0]["lr"],
+        }
+        if isinstance(self.target, CategoricalCritics):
+            next_action = self.actor(batch["next_obs"]).mode()
+            next_probs = torch.softmax(self.target(batch["next_critic_obs"], next_action), -1)
+            atoms = torch.addcmul(batch["reward"][:, None], batch["discount"][:, None], self.target.support)
+            outside = ((atoms < self.args.v_min) | (atoms > self.args.v_max)).float()
+            out["critic/target_mass_clipped"] = (next_probs * outside).sum(-1).mean()
+        for name, torso, x in (
+            ("actor", self.actor.torso, obs),
+            ("critic", self.critic.torso, torch.cat([critic_obs, batch["action"]], -1)),
+        ):
+            if isinstance(torso[-1], SEM):
+                out[f"sem/{name}_entropy"] = entropy(torso(x), torso[-1].config.groups)
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that training changes; tensors, dicts, lists and numbers only."""
+        return {
+            "modules": self.modules.state_dict(),
+            "actor_optimizer": self.actor_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "log_alpha": self.log_alpha.detach(),
+            "updates": self.updates,
+            "loss_sum": self.loss_sum,
+            "loss_count": list(self.loss_count),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict` of an agent with the same settings.
+
+        Raises:
+            ValueError: the checkpoint is of another task or architecture; names the first parameter that differs.
+        """
+        mine = self.modules.state_dict()
+        theirs = state["modules"]
+        for name in [*mine, *theirs]:
+            here, there = (tuple(x[name].shape) if name in x else None for x in (mine, theirs))
+            if here != there:
+                raise ValueError(
+                    f"the checkpoint does not fit: {name} is {there or 'absent'} there and {here or 'absent'} here; "
+                    f"task, --sem* and --*-hidden must be those of the run"
+                )
+        self.modules.load_state_dict(theirs)
+        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        with torch.no_grad():
+            self.log_alpha.copy_(state["log_alpha"])
+        self.updates = state["updates"]
+        self.loss_sum = state["loss_sum"].to(self.device)
+        self.loss_count = list(state["loss_count"])
+
+
+def sem_configs(args: Args) -> tuple[SEMConfig | None, SEMConfig | None]:
+    """Return the SEM of the actor and of the critics, None where it is off."""
+    return (
+        SEMConfig(args.sem_actor_groups, args.sem_actor_vertices, args.sem_temperature)
+        if args.sem and args.sem_actor
+        else None,
+        SEMConfig(args.sem_critic_groups, args.sem_critic_vertices, args.sem_temperature)
+        if args.sem and args.sem_critic
+        else None,
+    )
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+ONE_MACHINE = {  # FastTD3's scale, for simulators on a CPU: 128 environments, 12.8 million frames
+    "num_envs": 128,
+    "eval_envs": 16,
+    "total_timesteps": 12_800_000,
+    "learning_starts": 1_280,
+    "buffer_size": 6_553_600,
+    "batch_size": 32_768,
+    "num_updates": 2,
+    "policy_frequency": 2,
+    "gamma": 0.99,
+    "tau": 0.1,
+    "log_every": 12_800,
+    "eval_every": 640_000,
+    "save_every": 640_000,
+}
+
+# (name, task patterns, size or None for all, overrides); later rows win. What no row names is as in Args: FastSAC's own
+# numbers for legged robots in a GPU simulator, whose rewards are scaled by the time step. It has none for other tasks.
+PRESETS: tuple[config.Row, ...] = (
+    (
+        "any task",
+        ("*",),
+        "small",
+        {
+            "num_envs": 16,
+            "eval_envs": 16,
+            "total_timesteps": 120_000,
+            "learning_starts": 1_600,
+            "buffer_size": 320_000,
+            "batch_size": 256,
+            "num_updates": 4,
+            "policy_frequency": 2,
+            "n_step": 3,
+            "gamma": 0.99,
+            "tau": 0.02,
+            "critic_lr": 1e-3,
+            "actor_lr": 1e-3,
+            "alpha_lr": 1e-3,
+            "atoms": 51,
+            "v_min": -10.0,
+            "v_max": 10.0,
+            "reward_norm": True,  # the scale of the task's rewards is not known
+            "actor_hidden": (256, 128, 64),
+            "critic_hidden": (256, 128, 64),
+            "sem_actor_groups": 2,
+            "sem_actor_vertices": 32,
+            "sem_critic_groups": 16,
+            "sem_critic_vertices": 4,
+            "log_every": 4_000,
+            "eval_every": 20_000,
+            "save_every": 40_000,
+        },
+    ),
+    (
+        "any task",
+        ("*",),
+        "paper",
+        {
+            **ONE_MACHINE,
+            "total_timesteps": 19_200_000,
+            "weight_decay": 0.1,
+            "adam_betas": (0.9, 0.999),
+            "target_entropy_ratio": 1.0,
+            "log_std_max": 2.0,
+            "distributional": False,
+            "clipped_double_q": True,
+            "layer_norm": False,
+            "activation": "relu",
+            "critic_hidden": (1024, 512, 256),
+            "sem_critic_groups": 4,
+        },
+    ),
+    ("HumanoidBench", HUMANOIDBENCH, "reference", {**ONE_MACHINE, "v_min": -250.0, "v_max": 250.0}),
+    ("DeepMind Control", DMC, None, {"v_min": 0.0, "v_max": 100.0, "reward_norm": False}),
+    ("DeepMind Control", DMC, "reference", {**ONE_MACHINE, "n_step": 3}),
+    ("Gymnasium MuJoCo", GYM_MUJOCO, "reference", {**ONE_MACHINE, "reward_norm": True}),
+)
+
+
+def presets(args: Args) -> list[tuple[str, config.Overrides]]:
+    """Return the overrides for the size and the task, weakest first; the command line is stronger than all."""
+    device = machine.resolve_device(args.device)
+    size = args.size if args.size != "auto" else "small" if device == "cpu" else "reference"
+    return [(f"size {size}", {"size": size}), *config.select(PRESETS, args.env_id, size)]
+
+
+def resolve(args: Args) -> Args:
+    """Return the settings with every choice made that they leave open.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+    device = machine.resolve_device(args.device)
+    amp = args.amp if args.amp != "auto" else "bfloat16" if machine.fast_bfloat16(device) else "off"
+    above_zero = (
+        *("total_timesteps", "num_envs", "eval_envs", "batch_size", "buffer_size", "n_step", "num_updates"),
+        *("policy_frequency", "keep_checkpoints", "tau", "alpha_init"),
+    )
+    not_negative = (
+        *("seed", "threads", "env_threads", "learning_starts", "log_every", "eval_every", "save_every", "critic_lr"),
+        *("critic_lr_end", "actor_lr", "actor_lr_end", "alpha_lr", "weight_decay", "max_grad_norm"),
+    )
+    for names, low, legal in ((above_zero, 1e-12, "above 0"), (not_negative, 0, "0 or above")):
+        for name in names:
+            if not getattr(args, name) >= low:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {legal}")
+    if not 0 <= args.gamma <= 1 or not args.tau <= 1:
+        raise ValueError(f"--gamma {args.gamma} --tau {args.tau}: both must be at most 1, gamma at least 0")
+    if not all(0 <= beta < 1 for beta in args.adam_betas):
+        raise ValueError(f"--adam-betas {args.adam_betas}: both must be at least 0 and below 1")
+    return replace(args, device=device, amp=amp)
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+MUTABLE = ("total_timesteps", "quiet", "keep_checkpoints")
+"""settings that may be given anew when a run is resumed; any other would make it another run"""
+
+
+def build(args: Args) -> tuple[FastSAC, ReplayBuffer, VecEnv, VecEnv | None]:
+    """Return agent, replay buffer, and the environments to train and to evaluate in: two instances.
+
+    Raises:
+        ValueError: the task, the device or the memory is not there, or the agent cannot learn the task.
+    """
+    machine.keep_freed_memory()
+    torch.set_num_threads(args.threads or machine.available_cores())
+    for seed in (random.seed, np.random.seed, torch.manual_seed):  # the first two for simulators that use them
+        seed(args.seed)
+    options = {"num_threads": args.env_threads} if args.env_threads else {}
+    env = envs.make(args.env_id, args.num_envs, args.seed, args.device, args.backend, **options)
+    agent = FastSAC(args, env)
+    replay = ReplayBuffer(
+        env.num_envs,
+        math.ceil(args.buffer_size / env.num_envs) + 1,  # the open slot holds no transition
+        env.obs_space,
+        env.critic_obs_space,
+        env.action_space,
+        env.device,
+        max_episode_steps=env.max_episode_steps,
+        n_step=args.n_step,
+        gamma=args.gamma,
+        obs_dtype=getattr(torch, args.replay_dtype),
+        seed=spawn_seeds(args.seed, 1, "replay")[0],
+    )
+    eval_env = None
+    if args.eval_every:
+        eval_env = envs.make(args.env_id, args.eval_envs, args.seed, args.device, args.backend, **options)
+    return agent, replay, env, eval_env
+
+
+def train(
+    run: Run[Args], agent: FastSAC, replay: ReplayBuffer, env: VecEnv, eval_env: VecEnv | None
+) -> dict[str, float]:
+    """Train until the frames are done or a signal asks to stop; returns the last evaluation, if there was one."""
+    args = run.args
+    stats = EpisodeStats(env.num_envs, env.device)
+    describe(run, replay)
+    frames = 0
+    if run.checkpoint is None:
+        obs, critic_obs = env.reset()
+        replay.start(obs, critic_obs)
+        agent.learn_norms(obs, critic_obs)
+    else:
+        frames = run.checkpoint.step
+        obs, critic_obs = restore(run.checkpoint, agent, replay, stats, env)
+    eval_seed = spawn_seeds(args.seed, 1, "evaluation")[0]
+    batch: TensorDict | None = None
+    score: dict[str, float] = {}
+
+    while frames < args.total_timesteps and not run.stop_signal:
+        # ---- act, and learn while the environments step ----
+        with run.timer("act"):
+            if frames < args.learning_starts:
+                action = agent.explore_uniformly()
+            else:
+                action = agent.explore(obs)
+            env.step_send(action)
+        if frames >= args.learning_starts and len(replay) > 0:
+            with run.timer("learn"):
+                agent.anneal(frames / args.total_timesteps)
+                for _ in range(args.num_updates):
+                    batch = replay.sample(args.batch_size)
+                    agent.update(batch)
+        with run.timer("env"):
+            step = env.step_recv()
+        with run.timer("store"):
+            replay.add(action, step)
+            agent.observe(step)
+            stats.add(step)
+        obs, critic_obs = step.obs, step.critic_obs
+        frames += env.num_envs
+
+        # ---- once in a while ----
+        last = frames >= args.total_timesteps
+        if eval_env is not None and (last or crossed(args.eval_every, frames, env.num_envs)):
+            with run.timer("eval"):
+                score = evaluate(agent.act, eval_env, seed=eval_seed)
+            run.log(frames, {f"eval/{name}": value for name, value in score.items()})
+        if args.log_every and (last or crossed(args.log_every, frames, env.num_envs)):
+            metrics = {**stats.summary(), "charts/SPS": run.sps(frames), **run.timer.read()}
+            run.log(frames, {**metrics, **(agent.report(batch) if batch is not None else {})})
+        run.progress(frames)
+        if last or run.stop_signal or crossed(args.save_every, frames, env.num_envs):
+            loop = {"obs": obs, "critic_obs": critic_obs, "env": env.state_dict(), "stats": stats.state_dict()}
+            states = {"agent": agent.state_dict(), "loop": {**loop, "rng": rng_state()}}
+            run.save(frames, {**states, "replay": replay.state_dict()} if args.save_replay else states)
+    return score
+
+
+def restore(
+    checkpoint: Checkpoint, agent: FastSAC, replay: ReplayBuffer, stats: EpisodeStats, env: VecEnv
+) -> tuple[Tensor, Tensor]:
+    """Continue everything from a checkpoint; returns what to act on.
+
+    Exact where the simulator can be restored too (`VecEnv.snapshots`). Where it cannot, learner, replay and random
+    streams are, and the environments begin new episodes, from seeds that the run has not used before.
+    """
+    agent.load_state_dict(checkpoint.load("agent", env.device))
+    loop = checkpoint.load("loop", env.device)
+    if checkpoint.has("replay"):
+        replay.load_state_dict(checkpoint.load("replay"))
+    if env.snapshots:
+        env.load_state_dict(loop["env"])
+        stats.load_state_dict(loop["stats"])
+        obs, critic_obs = loop["obs"], loop["critic_obs"]
+        if not checkpoint.has("replay"):
+            replay.start(obs, critic_obs)
+    else:
+        obs, critic_obs = env.reset(seed=spawn_seeds(agent.args.seed, 1, f"resumed at {checkpoint.step}")[0])
+        replay.start(obs, critic_obs)
+    set_rng_state(loop["rng"])
+    return obs, critic_obs
+
+
+def describe(run: Run[Args], replay: ReplayBuffer) -> None:
+    """Print what was chosen, before the first step."""
+    args = run.args
+    actor_sem, critic_sem = sem_configs(args)
+    say = {
+        "run": run.dir,
+        "task": f"{args.env_id}, {args.num_envs} environments, {args.total_timesteps:,} frames",
+        "size": f"{args.size}: actor {args.actor_hidden}, critics {args.critic_hidden}, batch {args.batch_size:,}",
+        "SEM": f"actor {actor_sem or 'off'}, critics {critic_sem or 'off'}",
+        "learner": f"{args.device}, {torch.get_num_threads()} threads, "
+        + ("bfloat16" if args.amp == "bfloat16" else "float32")
+        + (", compiled" if args.compile else ""),
+        "replay": f"{replay.storage.bytes() / 2**20:,.0f} MiB for {args.buffer_size:,} transitions on {replay.device}",
+    }
+    if not run.quiet:
+        run.note("\n".join(f"{name:>8}  {value}" for name, value in say.items()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train an agent as the command line asks; returns the exit status: 0 done, 75 stopped by a signal, 2 bad input."""
+    parsed = config.parse(Args, presets, argv)
+    asked = parsed.args
+    try:
+        if asked.resume is None:
+            args = resolve(asked)
+            built = build(args)  # before there is a run directory: bad input leaves nothing behind
+            run = Run.create(
+                args, root=args.run_root, presets=parsed.presets, keep=args.keep_checkpoints, quiet=args.quiet
+            )
+        else:
+            given = {name: getattr(asked, name) for name in parsed.explicit - {"resume"}}
+            run = Run.resume(asked.resume, Args, overrides=given, mutable=MUTABLE, quiet=asked.quiet)
+            built = build(run.args)
+        with run:
+            score = train(run, *built)
+            status = run.finish("interrupted" if run.stop_signal else "done", run.stop_signal or "")
+    except (ValueError, RunError) as error:
+        config.fail(str(error))
+    if score:
+        print(f"final evaluation  {score['episodic_return']:.1f} over {score['episodes']:.0f} episodes")
+    print(f"run directory     {run.dir}")
+    print(f"learning curves   tensorboard --logdir {run.dir.parent}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

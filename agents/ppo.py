@@ -1,0 +1,802 @@
+"""PPO with simplicial embeddings (SEM), for continuous and discrete actions, vectors and images.
+
+    python agents/ppo.py --sem                           # the default task
+    python agents/ppo.py --sem --env-id HalfCheetah-v5   # any task of `python -m envs`
+    python agents/ppo.py --sem --env-id Pong-v5          # Atari
+    python agents/ppo.py --resume runs/RUN_DIR           # continue
+
+PPO (Schulman et al., arXiv 1707.06347) with the details of Huang et al., "The 37 Implementation Details of PPO" (2022):
+
+1. A rollout of T steps in N environments, generalised advantage estimation, then a few epochs of minibatches.
+2. Clipped policy ratio, clipped value error, entropy bonus, advantages normalised in each minibatch.
+3. Orthogonal initial weights, Adam with eps 1e-5, one gradient norm over actor and critic, a learning rate that falls
+   linearly or follows the KL divergence (`--lr-schedule adaptive`, as in rsl_rl for massively parallel simulators).
+4. Observations normalised and clipped, rewards scaled by the deviation of the running return and clipped.
+
+SEM (Obando-Ceron et al., arXiv 2510.13704) replaces the last hidden layer of actor and critic: `networks/sem.py`.
+
+What differs from CleanRL and Stable-Baselines3 on purpose:
+
+1. An episode that the clock has ended bootstraps from the value of its true last observation, in every kind of task.
+2. The observation normaliser stands still during a rollout and learns after it, so that the policy that is improved is
+   exactly the one that has acted: the first ratios are 1.
+3. The scores of Atari are those of whole games and true rewards, whatever the learner is told.
+4. `total_timesteps` and all intervals are environment frames. The last rollout is a whole one.
+5. Minibatches are shuffled on the device.
+"""
+
+import math
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gymnasium.spaces import Discrete
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+import envs
+from agents import config, machine
+from agents.checkpoint import Checkpoint, RunError, rng_state, set_rng_state
+from agents.episodes import EpisodeStats, evaluate
+from agents.run import Run, crossed
+from envs.base import Step, VecEnv, spawn_seeds
+from envs.families import ATARI, CLASSIC, DMC, GYM_MUJOCO, human_normalised
+from networks.actors import Categorical, CategoricalActor, Gaussian, GaussianActor
+from networks.critics import ValueCritic
+from networks.layers import orthogonal_
+from networks.normalize import RewardScale, RunningNorm
+from networks.sem import SEM, SEMConfig, entropy
+from networks.torso import mlp_torso, nature_cnn
+
+
+@dataclass
+class Args:
+    """PPO: on-policy control, continuous or discrete, and simplicial embeddings in actor and critic."""
+
+    # ---- experiment ----
+    env_id: str = "CartPole-v1"
+    """task, by the name that `python -m envs` lists, or module:Class of a VecEnv of your own"""
+    backend: str = "auto"
+    """simulator that makes the task: auto, or a name that `python -m envs` lists"""
+    seed: int = 1
+    """seed of all that is random; networks, environments, replay and evaluation have streams of their own"""
+    exp_name: str = "ppo"
+    """name of the variant: runs that differ only in the seed share it"""
+    run_root: str = "runs"
+    """folder of the run directories, and the --logdir of TensorBoard"""
+    resume: str | None = None
+    """run directory to continue from its last good checkpoint; settings come from there, other flags are refused"""
+    device: str = "auto"
+    """where the learner lives: auto (cuda if there is one), cpu, cuda, cuda:1"""
+    size: Literal["auto", "small", "reference"] = "auto"
+    """for tasks without settings of their own: reference is for thousands of environments on a GPU, small for a CPU,
+    auto goes by device"""
+    threads: int = 0
+    """CPU threads of the learner, 0 for all cores that the process may use"""
+    quiet: bool = False
+    """no progress line"""
+
+    # ---- length and intervals, in environment frames ----
+    total_timesteps: int = 196_608_000
+    """frames to train for, over all environments"""
+    log_every: int = 983_040
+    """frames between rows of metrics, 0 for none"""
+    eval_every: int = 9_830_400
+    """frames between evaluations, 0 for none; one more at the end"""
+    eval_envs: int = 64
+    """environments of the evaluation, one episode each, with seeds of their own that are the same every time"""
+    eval_sample: bool = False
+    """evaluate actions drawn from the policy instead of its most likely ones"""
+    save_every: int = 9_830_400
+    """frames between checkpoints, 0 for none but the last"""
+    keep_checkpoints: int = 2
+    """how many of the latest checkpoints to keep"""
+
+    # ---- environments ----
+    num_envs: int = 4_096
+    """N, environments that step together"""
+    env_threads: int = 0
+    """threads of a CPU simulator, 0 for its own choice"""
+    episodic_life: bool = True
+    """Atari by EnvPool: for the learner, a lost life ends the episode; scores are always those of whole games"""
+    sign_rewards: bool = True
+    """Atari by EnvPool: the learner sees only the sign of a reward; scores are always sums of true rewards"""
+
+    # ---- algorithm ----
+    gamma: float = 0.99
+    """discount per step"""
+    gae_lambda: float = 0.95
+    """weight of longer returns in the advantage: 0 is one step, 1 is the whole episode"""
+    num_steps: int = 24
+    """T, steps of each environment per rollout"""
+    update_epochs: int = 5
+    """passes over each rollout"""
+    num_minibatches: int = 4
+    """minibatches per pass; must divide N * T"""
+    learning_rate: float = 1e-3
+    """learning rate of actor and critic at the start"""
+    lr_schedule: Literal["constant", "linear", "adaptive"] = "adaptive"
+    """linear falls to 0; adaptive divides or multiplies by 1.5 to keep the KL divergence near --desired-kl"""
+    desired_kl: float = 0.01
+    """divergence per minibatch that the adaptive learning rate aims at, in nats"""
+    target_kl: float = 0.0
+    """end the passes over a rollout once the divergence exceeds this, in nats; 0 for never"""
+    clip_coef: float = 0.2
+    """how far the policy's ratio may move from 1, and with --clip-vloss a value from what it was"""
+    clip_vloss: bool = True
+    """clip the value error"""
+    norm_adv: bool = True
+    """normalise the advantages of each minibatch"""
+    ent_coef: float = 0.005
+    """weight of the entropy bonus"""
+    vf_coef: float = 1.0
+    """weight of the value error"""
+    max_grad_norm: float = 1.0
+    """gradient norm at which to clip, 0 for no clipping"""
+    adam_eps: float = 1e-5
+    """Adam's floor of the root mean square"""
+    obs_norm: bool = True
+    """normalise observations that are vectors by their running mean and deviation"""
+    obs_clip: float = 10.0
+    """bound of normalised observations, in deviations"""
+    reward_norm: bool = False
+    """scale rewards by the deviation of a running return"""
+    reward_clip: float = 10.0
+    """bound of scaled rewards"""
+
+    # ---- networks ----
+    actor_hidden: tuple[int, ...] = (512, 256, 128)
+    """units of the actor's hidden layers"""
+    critic_hidden: tuple[int, ...] = (512, 256, 128)
+    """units of the critic's hidden layers, of each critic's where there are two"""
+    activation: Literal["relu", "silu", "tanh", "elu"] = "elu"
+    """nonlinearity of the hidden layers; after convolutions it is relu"""
+    share_hidden: bool = True
+    """images: actor and critic share the hidden layers too, not only the convolutions, where theirs are the same"""
+    init_std: float = 1.0
+    """deviation of continuous actions at the start, on the scale of [-1, 1]"""
+    state_dependent_std: bool = False
+    """let the deviation of continuous actions depend on the observation"""
+    sem: bool = False
+    """simplicial embeddings in actor and critics"""
+    sem_actor: bool = True
+    """where --sem is on, in the actor"""
+    sem_critic: bool = True
+    """where --sem is on, in the critics"""
+    sem_actor_groups: int = 2
+    """L of the actor's embedding"""
+    sem_actor_vertices: int = 64
+    """V of the actor's embedding; L * V is by default the width of the layer that it replaces"""
+    sem_critic_groups: int = 2
+    """L of the critics' embedding"""
+    sem_critic_vertices: int = 64
+    """V of the critics' embedding; L * V is by default the width of the layer that it replaces"""
+    sem_temperature: float = 1.0
+    """tau of the softmax in both; the paper's code has 1"""
+
+    # ---- speed ----
+    amp: Literal["auto", "bfloat16", "off"] = "auto"
+    """precision of the learner's products: auto is bfloat16 where the hardware multiplies it faster"""
+    compile: bool = False
+    """compile the updates with torch.compile: pays on a GPU, and on a CPU in long runs"""
+
+
+LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+
+
+class PPO:
+    """Networks, normalisers and optimiser of one agent, and the ways to change them."""
+
+    def __init__(self, args: Args, env: VecEnv) -> None:
+        self.args = args
+        self.device = env.device
+        self.images = len(env.obs_space.shape) > 1
+        if self.images and env.privileged:
+            raise ValueError(
+                f"PPO cannot give images to the actor and something else to the critic, as {env.task} asks"
+            )
+        actor_sem, critic_sem = sem_configs(args)
+        obs_dim, critic_obs_dim = env.obs_space.shape[0], env.critic_obs_space.shape[0]
+        actor_hidden, critic_hidden, activation = args.actor_hidden, args.critic_hidden, args.activation
+        self.trunk = nn.Sequential()  # what actor and critic share: nothing, but for images
+        if self.images:
+            self.trunk, width = nature_cnn(env.obs_space.shape)
+            activation = "relu"
+            if args.share_hidden and (actor_sem, actor_hidden) == (critic_sem, critic_hidden):
+                shared, width = mlp_torso(width, actor_hidden, actor_sem, activation=activation)
+                self.trunk.extend(shared)
+                actor_sem, critic_sem, actor_hidden, critic_hidden = None, None, (), ()
+            obs_dim = critic_obs_dim = width
+            orthogonal_(self.trunk, math.sqrt(2))
+            self.trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.actor: GaussianActor | CategoricalActor = (
+            CategoricalActor(obs_dim, int(env.action_space.n), actor_hidden, actor_sem, activation)
+            if isinstance(env.action_space, Discrete)
+            else GaussianActor(
+                *(obs_dim, env.action_space.shape[0], actor_hidden, actor_sem, activation),
+                init_std=args.init_std,
+                state_dependent_std=args.state_dependent_std,
+            )
+        )
+        self.critic = ValueCritic(critic_obs_dim, critic_hidden, critic_sem, activation)
+        normalise = args.obs_norm and not self.images
+        self.obs_norm = RunningNorm(obs_dim) if normalise else nn.Identity()
+        self.critic_obs_norm = RunningNorm(critic_obs_dim) if normalise and env.privileged else self.obs_norm
+        self.reward_scale = RewardScale(env.num_envs, args.gamma, g_max=math.inf) if args.reward_norm else nn.Identity()
+        self.modules = nn.ModuleDict(
+            {
+                "trunk": self.trunk,
+                "actor": self.actor,
+                "critic": self.critic,
+                "obs_norm": self.obs_norm,
+                "critic_obs_norm": self.critic_obs_norm,
+                "reward_scale": self.reward_scale,
+            }
+        ).to(self.device)
+        self.parameters = list(self.modules.parameters())
+        rate = torch.tensor(args.learning_rate, device=self.device)  # a tensor, so that it can follow the divergence
+        self.optimizer = torch.optim.Adam(self.parameters, lr=rate, eps=args.adam_eps, fused=True)
+        self.loss_sum = torch.zeros(len(LOSSES), device=self.device)  # since the last report
+        self.loss_count = 0
+        if args.compile:
+            self.losses = torch.compile(self.losses)  # type: ignore[method-assign]
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """A context for the networks' products. Within an outer one, weights are rounded once."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.amp == "bfloat16")
+
+    # ---- acting ----
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> Tensor:
+        """Return the policy's actions [B, A] or [B] for raw observations, most likely ones or as `eval_sample` says."""
+        with self.autocast:
+            policy: Gaussian | Categorical = self.actor(self.trunk(self.normalise(obs, self.obs_norm)))
+        return policy.sample() if self.args.eval_sample else policy.mode()
+
+    @torch.no_grad()
+    def explore(self, obs: Tensor, critic_obs: Tensor) -> dict[str, Tensor]:
+        """Return a row [N] of the rollout: what was seen, what to do, its log-probability, and the critic's value.
+
+        Continuous actions may lie outside of [-1, 1]: environments clip them, their probability is that of the draw.
+        """
+        obs, critic_obs = self.normalise_both(obs, critic_obs)
+        with self.autocast:
+            policy, value = self(obs, critic_obs)
+        action = policy.sample()
+        row = {"obs": obs, "action": action, "log_prob": policy.log_prob(action), "value": value}
+        return row if critic_obs is obs else {**row, "critic_obs": critic_obs}
+
+    def __call__(self, obs: Tensor, critic_obs: Tensor) -> tuple[Gaussian | Categorical, Tensor]:
+        """Return policy and value [B] for normalised observations."""
+        features = self.trunk(obs)
+        return self.actor(features), self.critic(features if critic_obs is obs else self.trunk(critic_obs))
+
+    @torch.no_grad()
+    def value(self, critic_obs: Tensor) -> Tensor:
+        """Return the critic's value [B] of raw observations [B, C]."""
+        with self.autocast:
+            return self.critic(self.trunk(self.normalise(critic_obs, self.critic_obs_norm)))
+
+    def normalise(self, obs: Tensor, norm: nn.Module) -> Tensor:
+        """Return observations as the networks want them: images as they are, vectors normalised and clipped."""
+        return norm(obs).clamp(-self.args.obs_clip, self.args.obs_clip) if isinstance(norm, RunningNorm) else obs
+
+    def normalise_both(self, obs: Tensor, critic_obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both views, normalised; the same tensor where they are one."""
+        normal = self.normalise(obs, self.obs_norm)
+        return normal, normal if critic_obs is obs else self.normalise(critic_obs, self.critic_obs_norm)
+
+    @torch.no_grad()
+    def observe(self, steps: Sequence[Step]) -> None:
+        """Learn the normalisers from the steps of a rollout."""
+        if isinstance(self.obs_norm, RunningNorm):
+            self.obs_norm.update(torch.cat([step.obs for step in steps]))
+        if isinstance(self.critic_obs_norm, RunningNorm) and self.critic_obs_norm is not self.obs_norm:
+            self.critic_obs_norm.update(torch.cat([step.critic_obs for step in steps]))
+        if isinstance(self.reward_scale, RewardScale):
+            done = torch.stack([step.terminated | step.truncated for step in steps])
+            self.reward_scale.update(torch.stack([step.reward for step in steps]), done)
+
+    # ---- learning ----
+
+    @torch.no_grad()
+    def estimate(self, rows: Sequence[dict[str, Tensor]], steps: Sequence[Step]) -> TensorDict:
+        """Return the rollout [T, N] as the losses want it: rows with `advantage`, `target` of the value, `valid`.
+
+        The value of a successor is that of the next row, which saw the same observation. Only what ends otherwise is
+        looked at again: the last step, and where the clock has ended an episode.
+        """
+        args = self.args
+        rollout = TensorDict({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+        reward = self.reward_scale(torch.stack([step.reward for step in steps]))
+        if args.reward_norm:
+            reward = reward.clamp(-args.reward_clip, args.reward_clip)
+        terminated = torch.stack([step.terminated for step in steps])
+        truncated = torch.stack([step.truncated for step in steps])
+        valid = torch.stack([step.valid for step in steps])
+        next_value = torch.cat([rollout["value"][1:], self.value(steps[-1].critic_obs)[None]])
+        cut = [t for t, some in enumerate(truncated.any(1).tolist()) if some]  # the one wait for the device
+        if cut:
+            next_value[truncated] = self.value(torch.cat([steps[t].next_critic_obs[truncated[t]] for t in cut]))
+        value = rollout["value"]
+        advantage = gae(reward, value, next_value, terminated, truncated, valid, args.gamma, args.gae_lambda)
+        rollout.update({"advantage": advantage, "target": advantage + value, "valid": valid.float()})
+        rollout.batch_size = advantage.shape
+        return rollout
+
+    def update(self, rollout: TensorDict) -> None:
+        """Take `update_epochs` passes over a rollout [T, N] in shuffled minibatches, one optimiser step for each."""
+        args = self.args
+        flat = rollout.flatten()
+        for _ in range(args.update_epochs):
+            shuffled = flat[torch.randperm(len(flat), device=self.device)]
+            divergence = torch.zeros((), device=self.device)
+            for batch in shuffled.split(len(flat) // args.num_minibatches):
+                losses = self.losses(batch)
+                loss = losses["policy_loss"] - args.ent_coef * losses["entropy"] + args.vf_coef * losses["value_loss"]
+                self.optimizer.zero_grad()
+                loss.backward()
+                if args.max_grad_norm > 0:
+                    nn.utils.clip_grad_norm_(self.parameters, args.max_grad_norm)
+                self.optimizer.step()
+                self.loss_sum += torch.stack([losses[name].detach() for name in LOSSES])
+                self.loss_count += 1
+                divergence = losses["approx_kl"]
+                if args.lr_schedule == "adaptive":
+                    self.follow(divergence)
+            if args.target_kl > 0 and divergence > args.target_kl:
+                break
+
+    def losses(self, batch: TensorDict) -> dict[str, Tensor]:
+        """Return the terms of the loss for a minibatch [B], and what tells how far the policy has moved.
+
+        Rows that a simulator has spoilt have no weight. `approx_kl` is the estimate (r - 1) - log r of Schulman,
+        "Approximating KL Divergence" (2020), for the ratio r of new to old probability.
+        """
+        args = self.args
+        obs = batch["obs"]
+        with self.autocast:
+            policy, value = self(obs, batch.get("critic_obs", obs))
+        weight = batch["valid"] / batch["valid"].sum().clamp(min=1)
+        log_ratio = policy.log_prob(batch["action"]) - batch["log_prob"]
+        ratio = log_ratio.exp()
+        advantage = batch["advantage"]
+        if args.norm_adv:
+            centred = advantage - (weight * advantage).sum()
+            advantage = centred / ((weight * centred.square()).sum().sqrt() + 1e-8)
+        clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+        gain = torch.minimum(advantage * ratio, advantage * clipped)
+        error = (value - batch["target"]).square()
+        if args.clip_vloss:
+            near = batch["value"] + (value - batch["value"]).clamp(-args.clip_coef, args.clip_coef)
+            error = torch.maximum(error, (near - batch["target"]).square())
+        with torch.no_grad():
+            divergence = (weight * (ratio - 1 - log_ratio)).sum()
+            beyond = (weight * ((ratio - 1).abs() > args.clip_coef)).sum()
+        return {
+            "policy_loss": -(weight * gain).sum(),
+            "value_loss": 0.5 * (weight * error).sum(),
+            "entropy": (weight * policy.entropy()).sum(),
+            "approx_kl": divergence,
+            "clipfrac": beyond,
+        }
+
+    def follow(self, divergence: Tensor) -> None:
+        """Move the learning rate so that the divergence comes near the desired one; on the device, without a look."""
+        rate, desired = self.optimizer.param_groups[0]["lr"], self.args.desired_kl
+        slower, faster = divergence > 2 * desired, divergence < 0.5 * desired
+        rate.mul_(torch.where(slower, 1 / 1.5, torch.where(faster, 1.5, 1.0))).clamp_(1e-5, 1e-2)
+
+    def anneal(self, progress: float) -> None:
+        """Set the learning rate for a share of training done, 0 to 1."""
+        if self.args.lr_schedule == "linear":
+            self.optimizer.param_groups[0]["lr"].fill_(self.args.learning_rate * max(1 - progress, 0.0))
+
+    # ---- reporting and saving ----
+
+    @torch.no_grad()
+    def report(self, rollout: TensorDict) -> dict[str, Tensor]:
+        """Return the losses since the last report, and what the networks make of a rollout; tensors of one element.
+
+        Draws no random numbers, so that training is the same with and without it.
+        """
+        losses = self.loss_sum / max(self.loss_count, 1)
+        self.loss_sum.zero_()
+        self.loss_count = 0
+        target, value = rollout["target"], rollout["value"]
+        out = {
+            **{f"losses/{name}": loss for name, loss in zip(LOSSES, losses, strict=True)},
+            "losses/explained_variance": 1 - (target - value).var() / target.var().clamp(min=1e-12),
+            "losses/values": value.mean(),
+            "charts/learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+        batch = rollout[-1]
+        with self.autocast:
+            features = self.trunk(batch["obs"])
+            critic_features = self.trunk(batch.get("critic_obs", batch["obs"]))
+            policy = self.actor(features)
+            if isinstance(policy, Gaussian):
+                out["charts/action_std"] = policy.log_std.exp().mean()
+            for name, torso, x in (
+                ("actor", self.actor.torso, features),
+                ("critic", self.critic.torso, critic_features),
+                ("shared", self.trunk, batch["obs"]),
+            ):
+                if len(torso) and isinstance(torso[-1], SEM):
+                    out[f"sem/{name}_entropy"] = entropy(torso(x), torso[-1].config.groups)
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that training changes; tensors, dicts, lists and numbers only."""
+        return {
+            "modules": self.modules.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "loss_sum": self.loss_sum,
+            "loss_count": self.loss_count,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict` of an agent with the same settings.
+
+        Raises:
+            ValueError: the checkpoint is of another task or architecture; names the first parameter that differs.
+        """
+        mine = self.modules.state_dict()
+        theirs = state["modules"]
+        for name in [*mine, *theirs]:
+            here, there = (tuple(x[name].shape) if name in x else None for x in (mine, theirs))
+            if here != there:
+                raise ValueError(
+                    f"the checkpoint does not fit: {name} is {there or 'absent'} there and {here or 'absent'} here; "
+                    f"task, --sem* and --*-hidden must be those of the run"
+                )
+        self.modules.load_state_dict(theirs)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.loss_sum = state["loss_sum"].to(self.device)
+        self.loss_count = state["loss_count"]
+
+
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Return generalised advantage estimates [T, N].
+
+    The sum over k of (gamma lambda)^k delta[t + k] within an episode, where delta[t] = reward[t] + gamma next_value[t]
+    - value[t]. The value after a terminated step counts as 0; `next_value` is that of the true successor, so an
+    episode that the clock has ended is treated exactly. Source: Schulman et al., arXiv 1506.02438, equation 16.
+
+    Args:
+        reward: [T, N], and so are all the others.
+        value: of what was acted on.
+        next_value: of what came of it, before any reset.
+        terminated: bool.
+        truncated: bool. Nothing flows back from the next row where an episode ended in either way.
+        valid: bool. Where a simulator has spoilt the row its estimate is 0, and nothing flows back from it.
+        gamma: discount.
+        gae_lambda: weight of longer returns.
+    """
+    delta = (reward + gamma * torch.where(terminated, 0.0, next_value) - value) * valid
+    carry = torch.where(terminated | truncated, 0.0, gamma * gae_lambda)  # a spoilt row is a truncated one
+    advantage = torch.empty_like(delta)
+    running = torch.zeros_like(delta[0])
+    for t in reversed(range(len(delta))):
+        running = torch.addcmul(delta[t], carry[t], running, out=advantage[t])
+    return advantage
+
+
+def sem_configs(args: Args) -> tuple[SEMConfig | None, SEMConfig | None]:
+    """Return the SEM of the actor and of the critics, None where it is off."""
+    return (
+        SEMConfig(args.sem_actor_groups, args.sem_actor_vertices, args.sem_temperature)
+        if args.sem and args.sem_actor
+        else None,
+        SEMConfig(args.sem_critic_groups, args.sem_critic_vertices, args.sem_temperature)
+        if args.sem and args.sem_critic
+        else None,
+    )
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+CONTINUOUS = {  # CleanRL's ppo_continuous_action with 16 environments for its one: rollouts and minibatches as large
+    "num_envs": 16,
+    "eval_envs": 16,
+    "total_timesteps": 1_048_576,
+    "num_steps": 128,
+    "num_minibatches": 32,
+    "update_epochs": 10,
+    "learning_rate": 3e-4,
+    "lr_schedule": "linear",
+    "ent_coef": 0.0,
+    "vf_coef": 0.5,
+    "max_grad_norm": 0.5,
+    "reward_norm": True,
+    "actor_hidden": (64, 64),
+    "critic_hidden": (64, 64),
+    "activation": "tanh",
+    "sem_actor_groups": 2,
+    "sem_actor_vertices": 32,
+    "sem_critic_groups": 16,
+    "sem_critic_vertices": 4,
+    "log_every": 20_480,
+    "eval_every": 102_400,
+    "save_every": 204_800,
+}
+
+# (name, task patterns, size or None for both, overrides); later rows win. What no row names is as in Args: PPO for
+# thousands of environments in a GPU simulator, with rsl_rl's numbers.
+PRESETS: tuple[config.Row, ...] = (
+    ("any task", ("*",), "small", CONTINUOUS),
+    ("Gymnasium MuJoCo", GYM_MUJOCO, "reference", CONTINUOUS),
+    ("DeepMind Control", DMC, "reference", CONTINUOUS),
+    (
+        "classic control",  # CleanRL's ppo
+        CLASSIC,
+        None,
+        {
+            **CONTINUOUS,
+            "num_envs": 8,
+            "total_timesteps": 204_800,
+            "num_steps": 64,
+            "num_minibatches": 4,
+            "update_epochs": 4,
+            "learning_rate": 7e-4,
+            "ent_coef": 0.01,
+            "obs_norm": False,  # a pole that is balanced shrinks the deviations, and with them what the policy knows
+            "reward_norm": False,
+            "log_every": 5_120,
+            "eval_every": 20_480,
+            "save_every": 51_200,
+        },
+    ),
+    (
+        "Atari",  # CleanRL's ppo_atari_envpool
+        ATARI,
+        None,
+        {
+            "num_envs": 8,
+            "eval_envs": 8,
+            "eval_sample": True,  # the most likely action of a policy that was trained to draw can stand still forever
+            "total_timesteps": 10_000_384,
+            "num_steps": 128,
+            "num_minibatches": 4,
+            "update_epochs": 4,
+            "learning_rate": 2.5e-4,
+            "lr_schedule": "linear",
+            "clip_coef": 0.1,
+            "ent_coef": 0.01,
+            "vf_coef": 0.5,
+            "max_grad_norm": 0.5,
+            "reward_norm": False,
+            "actor_hidden": (512,),
+            "critic_hidden": (512,),
+            "sem_actor_groups": 8,
+            "sem_actor_vertices": 64,
+            "sem_critic_groups": 8,
+            "sem_critic_vertices": 64,
+            "log_every": 10_240,
+            "eval_every": 512_000,
+            "save_every": 512_000,
+        },
+    ),
+)
+
+
+def presets(args: Args) -> list[tuple[str, config.Overrides]]:
+    """Return the overrides for the size and the task, weakest first; the command line is stronger than all."""
+    device = machine.resolve_device(args.device)
+    size = args.size if args.size != "auto" else "small" if device == "cpu" else "reference"
+    return [(f"size {size}", {"size": size}), *config.select(PRESETS, args.env_id, size)]
+
+
+def resolve(args: Args) -> Args:
+    """Return the settings with every choice made that they leave open.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+    device = machine.resolve_device(args.device)
+    amp = args.amp if args.amp != "auto" else "bfloat16" if machine.fast_bfloat16(device) else "off"
+    above_zero = (
+        *("total_timesteps", "num_envs", "eval_envs", "num_steps", "update_epochs", "num_minibatches"),
+        *("keep_checkpoints", "init_std", "desired_kl", "clip_coef", "obs_clip", "reward_clip"),
+    )
+    not_negative = (
+        *("seed", "threads", "env_threads", "log_every", "eval_every", "save_every", "learning_rate", "target_kl"),
+        *("ent_coef", "vf_coef", "max_grad_norm", "adam_eps"),
+    )
+    for names, low, legal in ((above_zero, 1e-12, "above 0"), (not_negative, 0, "0 or above")):
+        for name in names:
+            if not getattr(args, name) >= low:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {legal}")
+    if not 0 <= args.gamma <= 1 or not 0 <= args.gae_lambda <= 1:
+        raise ValueError(f"--gamma {args.gamma} --gae-lambda {args.gae_lambda}: both must be from 0 to 1")
+    rows = args.num_envs * args.num_steps
+    if rows % args.num_minibatches:
+        divisors = [n for n in range(1, rows + 1) if rows % n == 0]
+        near = sorted(sorted(divisors, key=lambda n: abs(n - args.num_minibatches))[:4])
+        raise ValueError(
+            f"--num-minibatches {args.num_minibatches}: must divide --num-envs {args.num_envs} times --num-steps "
+            f"{args.num_steps}, which is {rows}; the nearest that do are {', '.join(map(str, near))}"
+        )
+    return replace(args, device=device, amp=amp)
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+MUTABLE = ("total_timesteps", "quiet", "keep_checkpoints")
+"""settings that may be given anew when a run is resumed; any other would make it another run"""
+
+
+def build(args: Args) -> tuple[PPO, VecEnv, VecEnv | None]:
+    """Return agent, and the environments to train and to evaluate in: two instances.
+
+    Raises:
+        ValueError: the task, the device or the memory is not there, or the agent cannot learn the task.
+    """
+    machine.keep_freed_memory()
+    torch.set_num_threads(args.threads or machine.available_cores())
+    for seed in (random.seed, np.random.seed, torch.manual_seed):  # the first two for simulators that use them
+        seed(args.seed)
+    options: dict[str, Any] = {"num_threads": args.env_threads} if args.env_threads else {}
+    atari = args.env_id in ATARI and "/" not in args.env_id and args.backend in ("auto", "envpool")
+    learner = {"episodic_life": args.episodic_life, "reward_clip": args.sign_rewards} if atari else {}
+    env = envs.make(args.env_id, args.num_envs, args.seed, args.device, args.backend, **options, **learner)
+    agent = PPO(args, env)
+    eval_env = None
+    if args.eval_every:
+        eval_env = envs.make(args.env_id, args.eval_envs, args.seed, args.device, args.backend, **options)
+    return agent, env, eval_env
+
+
+def train(run: Run[Args], agent: PPO, env: VecEnv, eval_env: VecEnv | None) -> dict[str, float]:
+    """Train until the frames are done or a signal asks to stop; returns the last evaluation, if there was one."""
+    args = run.args
+    stats = EpisodeStats(env.num_envs, env.device)
+    describe(run, agent)
+    frames = 0
+    if run.checkpoint is None:
+        obs, critic_obs = env.reset()
+    else:
+        frames = run.checkpoint.step
+        obs, critic_obs = restore(run.checkpoint, agent, stats, env)
+    eval_seed = spawn_seeds(args.seed, 1, "evaluation")[0]
+    score: dict[str, float] = {}
+
+    while frames < args.total_timesteps and not run.stop_signal:
+        # ---- act ----
+        agent.anneal(frames / args.total_timesteps)
+        rows: list[dict[str, Tensor]] = []
+        steps: list[Step] = []
+        with agent.autocast:
+            for _ in range(args.num_steps):
+                with run.timer("act"):
+                    row = agent.explore(obs, critic_obs)
+                with run.timer("env"):
+                    step = env.step(row["action"])
+                with run.timer("store"):
+                    rows.append(row)
+                    steps.append(step)
+                    stats.add(step)
+                obs, critic_obs = step.obs, step.critic_obs
+        frames += args.num_steps * env.num_envs
+        # ---- learn ----
+        with run.timer("learn"):
+            rollout = agent.estimate(rows, steps)
+            agent.update(rollout)
+            agent.observe(steps)
+
+        # ---- once in a while ----
+        last = frames >= args.total_timesteps
+        if eval_env is not None and (last or crossed(args.eval_every, frames, len(rows) * env.num_envs)):
+            with run.timer("eval"):
+                score = assess(agent, eval_env, eval_seed)
+            run.log(frames, {f"eval/{name}": value for name, value in score.items()})
+        if args.log_every and (last or crossed(args.log_every, frames, len(rows) * env.num_envs)):
+            episodes = with_human(args.env_id, "charts/", stats.summary())
+            run.log(frames, {**episodes, "charts/SPS": run.sps(frames), **run.timer.read(), **agent.report(rollout)})
+        run.progress(frames)
+        if last or run.stop_signal or crossed(args.save_every, frames, len(rows) * env.num_envs):
+            loop = {"obs": obs, "critic_obs": critic_obs, "env": env.state_dict(), "stats": stats.state_dict()}
+            run.save(frames, {"agent": agent.state_dict(), "loop": {**loop, "rng": rng_state()}})
+    return score
+
+
+def assess(agent: PPO, env: VecEnv, seed: int) -> dict[str, float]:
+    """Return the evaluation of the policy. Where it draws actions, it does so from a random stream of its own."""
+    state = rng_state()
+    torch.manual_seed(seed)
+    score = evaluate(agent.act, env, seed)
+    set_rng_state(state)
+    return with_human(env.task, "", score)
+
+
+def with_human(task: str, prefix: str, metrics: dict[str, float]) -> dict[str, float]:
+    """Return the metrics, with the human-normalised score beside the return of a game where it is known."""
+    returned = metrics.get(f"{prefix}episodic_return")
+    normal = None if returned is None else human_normalised(task, returned)
+    return metrics if normal is None else {**metrics, f"{prefix}human_normalised_score": normal}
+
+
+def restore(checkpoint: Checkpoint, agent: PPO, stats: EpisodeStats, env: VecEnv) -> tuple[Tensor, Tensor]:
+    """Continue everything from a checkpoint; returns what to act on.
+
+    Exact where the simulator can be restored too (`VecEnv.snapshots`). Where it cannot, learner and random streams are,
+    and the environments begin new episodes, from seeds that the run has not used before.
+    """
+    agent.load_state_dict(checkpoint.load("agent", env.device))
+    loop = checkpoint.load("loop", env.device)
+    if env.snapshots:
+        env.load_state_dict(loop["env"])
+        stats.load_state_dict(loop["stats"])
+        obs, critic_obs = loop["obs"], loop["critic_obs"]
+        if not env.privileged:
+            critic_obs = obs
+    else:
+        obs, critic_obs = env.reset(seed=spawn_seeds(agent.args.seed, 1, f"resumed at {checkpoint.step}")[0])
+    set_rng_state(loop["rng"])
+    return obs, critic_obs
+
+
+def describe(run: Run[Args], agent: PPO) -> None:
+    """Print what was chosen, before the first step."""
+    args = run.args
+    actor_sem, critic_sem = sem_configs(args)
+    rows = args.num_envs * args.num_steps
+    say = {
+        "run": run.dir,
+        "task": f"{args.env_id}, {args.num_envs} environments, {args.total_timesteps:,} frames",
+        "size": f"{args.size}: {'Nature CNN, ' if agent.images else ''}actor {args.actor_hidden}, "
+        f"critic {args.critic_hidden}, rollout {rows:,}, minibatch {rows // args.num_minibatches:,}",
+        "SEM": f"actor {actor_sem or 'off'}, critic {critic_sem or 'off'}",
+        "learner": f"{args.device}, {torch.get_num_threads()} threads, "
+        + ("bfloat16" if args.amp == "bfloat16" else "float32")
+        + (", compiled" if args.compile else ""),
+    }
+    if not run.quiet:
+        run.note("\n".join(f"{name:>8}  {value}" for name, value in say.items()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train an agent as the command line asks; returns the exit status: 0 done, 75 stopped by a signal, 2 bad input."""
+    parsed = config.parse(Args, presets, argv)
+    asked = parsed.args
+    try:
+        if asked.resume is None:
+            args = resolve(asked)
+            built = build(args)  # before there is a run directory: bad input leaves nothing behind
+            run = Run.create(
+                args, root=args.run_root, presets=parsed.presets, keep=args.keep_checkpoints, quiet=args.quiet
+            )
+        else:
+            given = {name: getattr(asked, name) for name in parsed.explicit - {"resume"}}
+            run = Run.resume(asked.resume, Args, overrides=given, mutable=MUTABLE, quiet=asked.quiet)
+            built = build(run.args)
+        with run:
+            score = train(run, *built)
+            status = run.finish("interrupted" if run.stop_signal else "done", run.stop_signal or "")
+    except (ValueError, RunError) as error:
+        config.fail(str(error))
+    if score:
+        print(f"final evaluation  {score['episodic_return']:.1f} over {score['episodes']:.0f} episodes")
+    print(f"run directory     {run.dir}")
+    print(f"learning curves   tensorboard --logdir {run.dir.parent}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
