@@ -68,6 +68,8 @@ class Args:
     """name of the variant: runs that differ only in the seed share it"""
     run_root: str = "runs"
     """folder of the run directories, and the --logdir of TensorBoard"""
+    run_dir: str | None = None
+    """exactly this run directory, new or not; a run that it holds is continued, so the command can be given again"""
     resume: str | None = None
     """run directory to continue from its last good checkpoint; settings come from there, other flags are refused"""
     device: str = "auto"
@@ -779,8 +781,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if asked.resume is None:
             args = resolve(asked)
             built = build(args)  # before there is a run directory: bad input leaves nothing behind
-            run = Run.create(
-                args, root=args.run_root, presets=parsed.presets, keep=args.keep_checkpoints, quiet=args.quiet
+            run = Run.start(
+                args,
+                root=args.run_root,
+                run_dir=args.run_dir,
+                presets=parsed.presets,
+                mutable=MUTABLE,
+                keep=args.keep_checkpoints,
+                quiet=args.quiet,
             )
         else:
             given = {name: getattr(asked, name) for name in parsed.explicit - {"resume"}}
@@ -788,7 +796,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             built = build(run.args)
         with run:
             score = train(run, *built)
-            status = run.finish("interrupted" if run.stop_signal else "done", run.stop_signal or "")
+            status = run.finish("interrupted" if run.stop_signal else "done", run.stop_signal or "", score)
     except (ValueError, RunError) as error:
         config.fail(str(error))
     if score:

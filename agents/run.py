@@ -1,6 +1,6 @@
 """One training run on disk: what was asked, what it ran on, what it measured, where it can go on, how it ended.
 
-    with Run.create(args) as run:                             # or Run.resume(run_dir, Args)
+    with Run.start(args) as run:                              # or Run.resume(run_dir, Args)
         while step < args.total_timesteps and not run.stop_signal:
             with run.timer("env"):
                 ...
@@ -22,6 +22,7 @@ In the directory `{env_id}__{exp_name}__{seed}__{time}/`:
     manifest.json   versions, git revision, hardware, command line; one entry more for each resume
     status.json     {"state": "running" | "done" | "interrupted" | "failed", "step", "why", ...}, replaced atomically.
                     "running" while nobody holds the lock means killed
+    result.json     where a run is done: its last evaluation, frames, seconds
     .lock           held with flock for as long as a process writes here; probe it to learn whether a run is alive
     metrics.csv     exp_name,env_id,seed,metric,step,wall_s,value: one row per value, wall_s summed over resumes
     events.out.*    the same for TensorBoard, and the settings in its HParams and Text tabs
@@ -206,6 +207,33 @@ class Run(Generic[A]):
         self._next_heartbeat = time.perf_counter() + HEARTBEAT_S
 
     # ---- start ----
+
+    @classmethod
+    def start(
+        cls,
+        args: A,
+        *,
+        root: Path | str = "runs",
+        run_dir: Path | str | None = None,
+        presets: Sequence[str] = (),
+        mutable: Collection[str] = ("total_timesteps",),
+        keep: int = 2,
+        quiet: bool = False,
+    ) -> Self:
+        """Start a run in a new directory under `root`, or in `run_dir`; there, go on with the run that it holds.
+
+        So the same command can be given again until the run is done. Arguments are those of `create` and `resume`.
+
+        Raises:
+            RunError: as they do; a run in `run_dir` that has other settings is refused.
+        """
+        path = Path(run_dir or ".")
+        if run_dir is None or not (path / "config.json").is_file() or not step_dirs(path):
+            return cls.create(args, root=root, run_dir=run_dir, presets=presets, keep=keep, quiet=quiet)
+        settings = {
+            name: value for name, value in asdict(args).items() if name not in ("run_dir", "run_root", "resume")
+        }
+        return cls.resume(path, type(args), overrides=settings, mutable=mutable, keep=keep, quiet=quiet)
 
     @classmethod
     def create(
@@ -404,17 +432,22 @@ class Run(Generic[A]):
             meta = {"wall_s": self.wall_s, "metrics_bytes": self._metrics.sync()}
             return write_checkpoint(self.dir, step, states, meta, self.keep)
 
-    def finish(self, state: str = "done", why: str = "") -> int:
-        """Say how the run has ended; returns the exit status for it.
+    def finish(self, state: str = "done", why: str = "", score: Mapping[str, float] | None = None) -> int:
+        """Say how the run has ended, and leave result.json if it is done; returns the exit status for it.
 
         Args:
             state: done, interrupted (it can be resumed) or failed.
             why: for a reader of status.json, a signal's name for instance.
+            score: the last evaluation, for result.json.
         """
         if state not in EXIT_STATUS:
             raise ValueError(f"state {state!r}: legal are {', '.join(EXIT_STATUS)}")
         if state == "done":
             self._metrics.end()
+            with disk(f"write {self.dir / 'result.json'}"):
+                write_json(
+                    self.dir / "result.json", {"step": self.step, "wall_s": self.wall_s, "eval": dict(score or {})}
+                )
         self._write_status(state, why)
         self._ended = True
         if not self.quiet:

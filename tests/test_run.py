@@ -164,7 +164,8 @@ def test_without_logging_and_saving_only_the_marker_is_written(tmp_path: Path) -
         for step in range(100):
             run.progress(step)
         run.finish()
-    assert sorted(path.name for path in run.dir.iterdir()) == [".lock", "config.json", "manifest.json", "status.json"]
+    files = [".lock", "config.json", "manifest.json", "result.json", "status.json"]
+    assert sorted(path.name for path in run.dir.iterdir()) == files
     with make(tmp_path) as run:
         run.log(1, {"a": 1})
         run.save(1, {"agent": {}})
@@ -660,3 +661,52 @@ def test_status_has_no_number_that_json_lacks(tmp_path: Path, monkeypatch: pytes
     run.progress(2)
     assert json.loads((run.dir / "status.json").read_text(), parse_constant=refuse)["episodic_return"] is None
     run.close()
+
+
+# ---- a directory that is named beforehand ----------------------------------------------------------------------------
+
+
+def test_a_named_directory_is_continued_until_the_run_is_done(tmp_path: Path) -> None:
+    path = tmp_path / "here"
+    options: dict[str, Any] = {"run_dir": path, "quiet": True}
+    with Run.start(Args(), **options) as run:
+        assert run.checkpoint is None and run.dir == path
+        run.save(10, {"agent": {"x": torch.ones(2)}})
+        assert run.finish("interrupted", "SIGTERM") == 75
+    assert not (path / "result.json").exists(), "only a run that is done has a result"
+    before = tree(path)
+    with pytest.raises(RunError, match="--seed cannot change"):
+        Run.start(Args(seed=5), **options)
+    assert tree(path) == before
+    with Run.start(Args(), **options) as run:
+        assert run.checkpoint is not None and run.checkpoint.step == 10
+        run.progress(run.args.total_timesteps)
+        assert run.finish("done", score={"episodic_return": 3.5}) == 0
+    result = json.loads((path / "result.json").read_text())
+    assert result["eval"] == {"episodic_return": 3.5} and result["step"] == Args().total_timesteps
+    with pytest.raises(RunError, match="is done"):
+        Run.start(Args(), **options)
+
+
+def test_a_named_directory_without_a_checkpoint_starts_afresh(tmp_path: Path) -> None:
+    path = tmp_path / "here"
+    with Run.start(Args(), run_dir=path, quiet=True) as run:
+        run.log(5, {"a": 1})
+        run.finish("interrupted")
+    with Run.start(Args(seed=4), run_dir=path, quiet=True) as run:  # nothing of the first can be continued
+        assert run.checkpoint is None and run.args.seed == 4
+        run.finish()
+
+
+def test_without_a_name_each_start_has_a_directory_of_its_own(tmp_path: Path) -> None:
+    dirs = set()
+    for _ in range(2):
+        with Run.start(Args(), root=tmp_path, quiet=True) as run:
+            run.finish()
+        dirs.add(run.dir)
+    assert len(dirs) == 2 and all(path.parent == tmp_path for path in dirs)
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    """Content of all files, but for the lock."""
+    return {str(p): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file() and p.name != ".lock"}
