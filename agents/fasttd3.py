@@ -78,7 +78,7 @@ class Args:
     size: Literal["auto", "small", "reference"] = "auto"
     """networks, batch and cadence: reference is the paper's, small is what learns fast on a CPU, auto goes by device"""
     threads: int = 0
-    """CPU threads of the learner, 0 for all cores that the process may use"""
+    """CPU threads of the learner, 0 for what pays: all cores, or one where networks and batches are small"""
     quiet: bool = False
     """no progress line"""
 
@@ -570,7 +570,7 @@ def build(args: Args) -> tuple[FastTD3, ReplayBuffer, VecEnv, VecEnv | None]:
         ValueError: the task, the device or the memory is not there, or the agent cannot learn the task.
     """
     machine.keep_freed_memory()
-    torch.set_num_threads(args.threads or machine.available_cores())
+    torch.set_num_threads(args.threads or machine.learner_threads(args.batch_size, args.critic_hidden))
     for seed in (random.seed, np.random.seed, torch.manual_seed):  # the first two for simulators that use them
         seed(args.seed)
     options = {"num_threads": args.env_threads} if args.env_threads else {}

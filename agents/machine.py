@@ -4,6 +4,8 @@ import ctypes
 import os
 import re
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -44,6 +46,17 @@ def fast_bfloat16(device: str) -> bool:
 def available_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def learner_threads(rows: int, hidden: Sequence[int]) -> int:
+    """Return the CPU threads that pay for updates of `rows` samples through layers of these widths: 1, or all cores.
+
+    Below 4 million multiplications in the largest layer, handing out the work takes as long as doing it, and where
+    another process wants the cores, threads that wait for each other cost ten times what they save. The rule looks at
+    sizes alone: a measurement would let the sums of two equal runs differ.
+    """
+    largest = max((a * b for a, b in pairwise(hidden)), default=max(hidden, default=1) ** 2)
+    return available_cores() if rows * largest >= 1 << 22 else 1
 
 
 def keep_freed_memory() -> None:

@@ -78,7 +78,7 @@ class Args:
     """for tasks without settings of their own: reference is for thousands of environments on a GPU, small for a CPU,
     auto goes by device"""
     threads: int = 0
-    """CPU threads of the learner, 0 for all cores that the process may use"""
+    """CPU threads of the learner, 0 for what pays: all cores, or one where networks and batches are small"""
     quiet: bool = False
     """no progress line"""
 
@@ -194,9 +194,11 @@ class PPO:
     """Networks, normalisers and optimiser of one agent, and the ways to change them."""
 
     def __init__(self, args: Args, env: VecEnv) -> None:
-        self.args = args
         self.device = env.device
         self.images = len(env.obs_space.shape) > 1
+        if args.amp == "auto":  # small layers gain nothing, and the ratio of two policies is a small difference
+            args = replace(args, amp="bfloat16" if self.images and machine.fast_bfloat16(args.device) else "off")
+        self.args = args
         if self.images and env.privileged:
             raise ValueError(
                 f"PPO cannot give images to the actor and something else to the critic, as {env.task} asks"
@@ -491,7 +493,7 @@ def gae(
         gae_lambda: weight of longer returns.
     """
     delta = (reward + gamma * torch.where(terminated, 0.0, next_value) - value) * valid
-    carry = torch.where(terminated | truncated, 0.0, gamma * gae_lambda)  # a spoilt row is a truncated one
+    carry = gamma * gae_lambda * (~(terminated | truncated)).to(delta.dtype)  # a spoilt row is a truncated one
     advantage = torch.empty_like(delta)
     running = torch.zeros_like(delta[0])
     for t in reversed(range(len(delta))):
@@ -605,13 +607,11 @@ def presets(args: Args) -> list[tuple[str, config.Overrides]]:
 
 
 def resolve(args: Args) -> Args:
-    """Return the settings with every choice made that they leave open.
+    """Return the settings with every choice made that they leave open, but for those that the task decides.
 
     Raises:
         ValueError: a value is out of its range.
     """
-    device = machine.resolve_device(args.device)
-    amp = args.amp if args.amp != "auto" else "bfloat16" if machine.fast_bfloat16(device) else "off"
     above_zero = (
         *("total_timesteps", "num_envs", "eval_envs", "num_steps", "update_epochs", "num_minibatches"),
         *("keep_checkpoints", "init_std", "desired_kl", "clip_coef", "obs_clip", "reward_clip"),
@@ -634,7 +634,7 @@ def resolve(args: Args) -> Args:
             f"--num-minibatches {args.num_minibatches}: must divide --num-envs {args.num_envs} times --num-steps "
             f"{args.num_steps}, which is {rows}; the nearest that do are {', '.join(map(str, near))}"
         )
-    return replace(args, device=device, amp=amp)
+    return replace(args, device=machine.resolve_device(args.device))
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -651,7 +651,6 @@ def build(args: Args) -> tuple[PPO, VecEnv, VecEnv | None]:
         ValueError: the task, the device or the memory is not there, or the agent cannot learn the task.
     """
     machine.keep_freed_memory()
-    torch.set_num_threads(args.threads or machine.available_cores())
     for seed in (random.seed, np.random.seed, torch.manual_seed):  # the first two for simulators that use them
         seed(args.seed)
     options: dict[str, Any] = {"num_threads": args.env_threads} if args.env_threads else {}
@@ -659,6 +658,9 @@ def build(args: Args) -> tuple[PPO, VecEnv, VecEnv | None]:
     learner = {"episodic_life": args.episodic_life, "reward_clip": args.sign_rewards} if atari else {}
     env = envs.make(args.env_id, args.num_envs, args.seed, args.device, args.backend, **options, **learner)
     agent = PPO(args, env)
+    rows = args.num_envs * args.num_steps // args.num_minibatches
+    paying = machine.available_cores() if agent.images else machine.learner_threads(rows, args.critic_hidden)
+    torch.set_num_threads(args.threads or paying)
     eval_env = None
     if args.eval_every:
         eval_env = envs.make(args.env_id, args.eval_envs, args.seed, args.device, args.backend, **options)
@@ -782,7 +784,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = resolve(asked)
             built = build(args)  # before there is a run directory: bad input leaves nothing behind
             run = Run.start(
-                args,
+                built[0].args,
                 root=args.run_root,
                 run_dir=args.run_dir,
                 presets=parsed.presets,

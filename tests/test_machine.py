@@ -86,6 +86,21 @@ def test_fast_bfloat16_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         assert machine.fast_bfloat16("cuda") is machine.fast_bfloat16("cuda:0") is fast
 
 
+def test_small_updates_get_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "available_cores", lambda: 6)
+    for rows, hidden, threads in (
+        (64, (64, 64), 1),
+        (128, (64,), 1),
+        (256, (256, 128, 64), 6),
+        (32_768, (1024, 512, 256), 6),
+        (8, (512,), 1),
+        (1_000_000, (), 1),
+        (128, (256, 128), 6),  # 2 ** 22 products: the threshold
+        (127, (256, 128), 1),
+    ):
+        assert machine.learner_threads(rows, hidden) == threads, (rows, hidden)
+
+
 def test_available_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     cores = machine.available_cores()
     assert 1 <= cores <= (os.cpu_count() or 1)
