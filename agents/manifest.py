@@ -30,7 +30,6 @@ def manifest() -> dict[str, Any]:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "program": Path(sys.argv[0]).stem,
         "argv": sys.argv,
         "git": git_revision(Path(__file__).resolve().parent),
         "versions": versions,

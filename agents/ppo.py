@@ -416,7 +416,8 @@ class PPO:
         target, value = rollout["target"], rollout["value"]
         out = {
             **{f"losses/{name}": loss for name, loss in zip(LOSSES, losses, strict=True)},
-            "losses/explained_variance": 1 - (target - value).var() / target.var().clamp(min=1e-12),
+            "losses/explained_variance": 1
+            - (target - value).var(correction=0) / target.var(correction=0).clamp(min=1e-12),
             "losses/values": value.mean(),
             "charts/learning_rate": self.optimizer.param_groups[0]["lr"],
         }
@@ -690,7 +691,7 @@ def train(run: Run[Args], agent: PPO, env: VecEnv, eval_env: VecEnv | None) -> d
             for _ in range(args.num_steps):
                 with run.timer("act"):
                     row = agent.explore(obs, critic_obs)
-                with run.timer("env"):
+                with run.timer("env"), torch.autocast(env.device.type, enabled=False):  # a simulator in torch is no net
                     step = env.step(row["action"])
                 with run.timer("store"):
                     rows.append(row)

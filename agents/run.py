@@ -19,7 +19,7 @@ it has saved stays as it is, and `--resume` goes on from there once there is roo
 In the directory `{env_id}__{exp_name}__{seed}__{time}/`:
 
     config.json     every setting, resolved
-    manifest.json   versions, git revision, hardware, command line; one entry more for each resume
+    manifest.json   agent, versions, git revision, hardware, command line; one entry more for each resume
     status.json     {"state": "running" | "done" | "interrupted" | "failed", "step", "why", ...}, replaced atomically.
                     "running" while nobody holds the lock means killed
     result.json     where a run is done: its last evaluation, frames, seconds
@@ -274,7 +274,9 @@ class Run(Generic[A]):
                 for old in [path / "metrics.csv", *path.glob("events.out.tfevents.*")]:
                     old.unlink(missing_ok=True)
                 write_json(path / "config.json", asdict(args))
-                write_json(path / "manifest.json", {**manifest(), "presets": list(presets), "resumes": []})
+                agent = Path(sys.modules[type(args).__module__].__file__ or "").stem  # also where it is __main__
+                record = {"agent": agent, **manifest(), "presets": list(presets), "resumes": []}
+                write_json(path / "manifest.json", record)
                 run = cls(path, args, lock, presets, None, keep, quiet)
                 run._write_status("running")
         except BaseException:

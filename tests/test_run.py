@@ -105,7 +105,7 @@ def test_files_of_a_run(tmp_path: Path) -> None:
     assert record["versions"]["torch"] == torch.__version__
     assert record["versions"]["numpy"] == np.__version__
     assert record["presets"] == ["large", "h1"] and record["argv"] == sys.argv
-    assert record["program"] == Path(sys.argv[0]).stem
+    assert record["agent"] == "test_run"  # the file that defines Args
     assert record["hardware"]["cores"] >= 1 and record["torch"]["threads"] == torch.get_num_threads()
     ended = status(run.dir)
     assert (ended["state"], ended["step"], ended["why"]) == ("done", 100, "")
