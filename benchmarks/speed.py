@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                                          # this repository alone
     python benchmarks/speed.py --reference CHECKOUT --out results.json  # beside the authors' code
+    python benchmarks/speed.py ppo --help                               # PPO and SAC in training: benchmarks/rivals.py
 
 CHECKOUT is a copy of github.com/younggyoseo/FastTD3, which stays outside of this repository.
 
@@ -15,13 +16,13 @@ The tasks: one update of the critics on a normalised batch (loss, gradient, opti
 update of both as training takes it (normalisation, critics, actor, target); drawing a batch from a full replay buffer;
 storing one step of all environments, which for theirs includes the TensorDict that it has to come in.
 
-How the authors' code is run: their networks, projection, normaliser and replay buffer are imported from the checkout.
-Their update, in `train.py` a set of closures, is in `Reference`, statement by statement, with the switches of their
-`hyperparams.py`. Theirs that depend on the machine: mixed precision needs CUDA, so that on a CPU they have float32;
-their `train.py` limits a CPU to one thread, here both sides have the same; theirs compiles unless told not to, here
-both do with --compile and neither without. Sizes and constants are ours, which for --size reference are their defaults.
-Both sides keep freed memory (`agents.machine.keep_freed_memory`), as our agents do and theirs does not: it is a setting
-of the process. Before anything is timed, both sides get the same weights and batch, and must compute the same losses.
+Of the authors' code, networks, projection, normaliser and replay buffer are imported from the checkout. Their update,
+in `train.py` a set of closures, is in `Reference`, with the switches of their `hyperparams.py`. Those that depend on
+the machine: mixed precision needs CUDA, so on a CPU they have float32; their `train.py` limits a CPU to one thread and
+compiles, here both sides have the same threads, and both are compiled with --compile and neither without. Sizes and
+constants are ours, which for --size reference are their defaults. Both sides keep freed memory, as our agents do and
+theirs does not: it is a setting of the process. Before anything is timed, both sides get the same weights and batch,
+and must compute the same losses.
 """
 
 import gc
@@ -32,8 +33,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -48,6 +48,8 @@ from torch import Tensor, nn
 from agents import config, fasttd3, machine
 from agents.manifest import git_revision, manifest
 from agents.replay import ReplayBuffer
+from benchmarks import rivals
+from benchmarks.rivals import ratio
 from envs.base import Step, VecEnv, vector_space
 from networks.normalize import RunningNorm
 
@@ -62,7 +64,10 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 @dataclass
 class Args:
-    """Time one update, one replay sample and one replay add of FastTD3, beside the authors' code if there is some."""
+    """Time one update, one replay sample and one replay add of FastTD3, beside the authors' code if there is some.
+
+    With `ppo` as the first word: the training of PPO and SAC, with flags of its own.
+    """
 
     reference: Path | None = None
     """checkout of github.com/younggyoseo/FastTD3 to compare with"""
@@ -101,8 +106,7 @@ class RandomEnv(VecEnv):
     def __init__(
         self, num_envs: int, seed: int, device: torch.device | str, obs_dim: int, action_dim: int, limit: int = 200
     ) -> None:
-        self.task, self.backend = "random", "speed"
-        self.num_envs, self.device = num_envs, torch.device(device)
+        self.task, self.backend, self.num_envs, self.device = "random", "speed", num_envs, torch.device(device)
         self.obs_space = self.critic_obs_space = vector_space(obs_dim)
         self.action_space = Box(-1, 1, (action_dim,))
         self.max_episode_steps = self._limit = limit
@@ -125,8 +129,8 @@ class RandomEnv(VecEnv):
         self._age[done] = 0
         next_obs = self._observe()
         obs = torch.where(done[:, None].to(self.device), self._observe(), next_obs)
-        reward = torch.randn(self.num_envs, generator=self._generator).to(self.device)
-        terminated, truncated = terminated.to(self.device), truncated.to(self.device)
+        reward = torch.randn(self.num_envs, generator=self._generator)
+        reward, terminated, truncated = (x.to(self.device) for x in (reward, terminated, truncated))
         return Step(obs, obs, reward, terminated, truncated, next_obs, next_obs, torch.ones_like(terminated))
 
     def _observe(self) -> Tensor:
@@ -155,25 +159,21 @@ def load_code(checkout: Path) -> Code:
     Raises:
         ValueError: it is no such checkout, or what it imports is not installed.
     """
-
-    def load(name: str) -> ModuleType:
-        path = checkout / "fast_td3" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(f"reference_{name}", path)
+    loaded = []
+    for name in ("fast_td3", "fast_td3_utils", "hyperparams"):
+        spec = importlib.util.spec_from_file_location(f"reference_{name}", checkout / "fast_td3" / f"{name}.py")
         assert spec is not None and spec.loader is not None  # the name ends in .py
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look their module up
         try:
             spec.loader.exec_module(module)
         except FileNotFoundError:
-            raise ValueError(
-                f"--reference {checkout}: there is no fast_td3/{name}.py; "
-                f"give a checkout of github.com/younggyoseo/FastTD3"
-            ) from None
+            advice = f"there is no fast_td3/{name}.py; give a checkout of github.com/younggyoseo/FastTD3"
+            raise ValueError(f"--reference {checkout}: {advice}") from None
         except ImportError as error:
             raise ValueError(f"--reference {checkout}: fast_td3/{name}.py does not import: {error}") from error
-        return module
-
-    nets, utils, hyperparams = load("fast_td3"), load("fast_td3_utils"), load("hyperparams")
+        loaded.append(module)
+    nets, utils, hyperparams = loaded
     has_sem = "sim_type" in inspect.signature(nets.Critic).parameters
     return Code(nets, utils, hyperparams.BaseArgs(), has_sem, git_revision(checkout))
 
@@ -186,64 +186,39 @@ class Reference:
         for name, hidden in (("actor", ours.actor_hidden), ("critic", ours.critic_hidden)):
             if hidden != (hidden[0], hidden[0] // 2, hidden[0] // 4):
                 raise ValueError(f"the authors' {name} halves its width twice, ours is {hidden}")
-        self.args = args = code.settings
-        self.ours = ours
-        self.amp = args.amp and args.cuda and device.type == "cuda"
-        self.amp_dtype = torch.bfloat16 if args.amp_dtype == "bf16" else torch.float16
-        self.device = device
+        self.args, self.ours, self.device = code.settings, ours, device
+        self.amp = code.settings.amp and code.settings.cuda and device.type == "cuda"
+        self.amp_dtype = torch.bfloat16 if code.settings.amp_dtype == "bf16" else torch.float16
         self.scaler = torch.amp.GradScaler(enabled=self.amp and self.amp_dtype == torch.float16)
         kind = {"off": "", "actor": "sim_actor", "critic": "sim_critic", "both": "sim_both"}[sem]
 
-        def simplices(groups: int, vertices: int) -> dict[str, Any]:
-            return {"sim_type": kind, "sim_dimension": vertices, "seq_len": groups} if code.sem else {}
+        def sizes(hidden: int, groups: int, vertices: int) -> dict[str, Any]:
+            simplices = {"sim_type": kind, "sim_dimension": vertices, "seq_len": groups} if code.sem else {}
+            return {"n_obs": obs_dim, "n_act": action_dim, "hidden_dim": hidden, "device": device, **simplices}
+
+        def adamw(net: nn.Module, rate: float) -> torch.optim.AdamW:
+            lr = torch.tensor(rate, device=device)
+            return torch.optim.AdamW(list(net.parameters()), lr=lr, weight_decay=ours.weight_decay)
 
         self.actor = code.nets.Actor(
-            n_obs=obs_dim,
-            n_act=action_dim,
             num_envs=env.num_envs,
-            init_scale=args.init_scale,
-            hidden_dim=ours.actor_hidden[0],
+            init_scale=code.settings.init_scale,
             std_min=ours.std_min,
             std_max=ours.std_max,
-            device=device,
-            **simplices(ours.sem_actor_groups, ours.sem_actor_vertices),
+            **sizes(ours.actor_hidden[0], ours.sem_actor_groups, ours.sem_actor_vertices),
         )
-        self.qnet, self.qnet_target = (
-            code.nets.Critic(
-                n_obs=obs_dim,
-                n_act=action_dim,
-                num_atoms=ours.atoms,
-                v_min=ours.v_min,
-                v_max=ours.v_max,
-                hidden_dim=ours.critic_hidden[0],
-                device=device,
-                **simplices(ours.sem_critic_groups, ours.sem_critic_vertices),
-            )
-            for _ in range(2)
-        )
+        critic = sizes(ours.critic_hidden[0], ours.sem_critic_groups, ours.sem_critic_vertices)
+        critic |= {"num_atoms": ours.atoms, "v_min": ours.v_min, "v_max": ours.v_max}
+        self.qnet, self.qnet_target = code.nets.Critic(**critic), code.nets.Critic(**critic)
         self.qnet_target.load_state_dict(self.qnet.state_dict())
-        self.q_optimizer = torch.optim.AdamW(
-            list(self.qnet.parameters()),
-            lr=torch.tensor(ours.critic_lr, device=device),
-            weight_decay=ours.weight_decay,
-        )
-        self.actor_optimizer = torch.optim.AdamW(
-            list(self.actor.parameters()),
-            lr=torch.tensor(ours.actor_lr, device=device),
-            weight_decay=ours.weight_decay,
-        )
-        self.normalize_obs: Callable[[Tensor], Tensor] = (
-            code.utils.EmpiricalNormalization(shape=obs_dim, device=device) if ours.obs_norm else nn.Identity()
-        ).forward
+        self.q_optimizer, self.actor_optimizer = adamw(self.qnet, ours.critic_lr), adamw(self.actor, ours.actor_lr)
+        norm = code.utils.EmpiricalNormalization(shape=obs_dim, device=device) if ours.obs_norm else nn.Identity()
+        self.normalize_obs: Callable[[Tensor], Tensor] = norm.forward
         if ours.compile:
-            self.update_main = torch.compile(self.update_main, mode=args.compile_mode)  # type: ignore[method-assign]
-            self.update_pol = torch.compile(self.update_pol, mode=args.compile_mode)  # type: ignore[method-assign]
+            mode = code.settings.compile_mode
+            self.update_main = torch.compile(self.update_main, mode=mode)  # type: ignore[method-assign]
+            self.update_pol = torch.compile(self.update_pol, mode=mode)  # type: ignore[method-assign]
             self.normalize_obs = torch.compile(self.normalize_obs, mode=None)
-
-    def describe(self) -> str:
-        """Return what the switches of their code have come to."""
-        precision = str(self.amp_dtype).removeprefix("torch.") if self.amp else "float32"
-        return f"{precision} (their amp needs CUDA), {'compiled' if self.ours.compile else 'not compiled'}"
 
     @torch.no_grad()
     def weights(self, agent: fasttd3.FastTD3) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
@@ -269,12 +244,9 @@ class Reference:
         """Return `qf_loss` of `update_main`, and `qf1_next_target_value`, which is logged."""
         args, ours = self.args, self.ours
         with self.autocast():
-            observations = data["observations"]
-            next_observations = data["next"]["observations"]
-            actions = data["actions"]
-            rewards = data["next"]["rewards"]
-            dones = data["next"]["dones"].bool()
-            truncations = data["next"]["truncations"].bool()
+            observations, actions = data["observations"], data["actions"]
+            next_observations, rewards = data["next"]["observations"], data["next"]["rewards"]
+            dones, truncations = data["next"]["dones"].bool(), data["next"]["truncations"].bool()
             bootstrap = (~dones).float() if args.disable_bootstrap else (truncations | ~dones).float()
             clipped_noise = torch.randn_like(actions)
             clipped_noise = clipped_noise.mul(ours.policy_noise).clamp(-ours.noise_clip, ours.noise_clip)
@@ -286,15 +258,13 @@ class Reference:
                 )
                 qf1_next_target_value = self.qnet_target.get_value(qf1_next_target_projected)
                 qf2_next_target_value = self.qnet_target.get_value(qf2_next_target_projected)
+                qf1_next_target_dist, qf2_next_target_dist = qf1_next_target_projected, qf2_next_target_projected
                 if ours.clipped_double_q:
                     qf1_next_target_dist = qf2_next_target_dist = torch.where(
                         qf1_next_target_value.unsqueeze(1) < qf2_next_target_value.unsqueeze(1),
                         qf1_next_target_projected,
                         qf2_next_target_projected,
                     )
-                else:
-                    qf1_next_target_dist = qf1_next_target_projected
-                    qf2_next_target_dist = qf2_next_target_projected
             qf1, qf2 = self.qnet(observations, actions)
             qf1_loss = -torch.sum(qf1_next_target_dist * F.log_softmax(qf1, dim=1), dim=1).mean()
             qf2_loss = -torch.sum(qf2_next_target_dist * F.log_softmax(qf2, dim=1), dim=1).mean()
@@ -307,36 +277,30 @@ class Reference:
             qf1_value = self.qnet.get_value(F.softmax(qf1, dim=1))
             qf2_value = self.qnet.get_value(F.softmax(qf2, dim=1))
             if self.ours.clipped_double_q:
-                qf_value = torch.minimum(qf1_value, qf2_value)
-            else:
-                qf_value = (qf1_value + qf2_value) / 2.0
-            return -qf_value.mean()
+                return -torch.minimum(qf1_value, qf2_value).mean()
+            return -((qf1_value + qf2_value) / 2.0).mean()
 
     def update_main(self, data: TensorDict, logs: TensorDict) -> TensorDict:
         """Take a step of the critics."""
         qf_loss, target_value = self.critic_loss(data)
-        self.q_optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(qf_loss).backward()
-        self.scaler.unscale_(self.q_optimizer)
-        self.scaler.step(self.q_optimizer)
-        self.scaler.update()
-        logs["critic_grad_norm"] = torch.tensor(0.0, device=self.device)
-        logs["qf_loss"] = qf_loss.detach()
+        self._descend("qf_loss", qf_loss, self.q_optimizer, logs)
         logs["qf_max"] = target_value.max().detach()
         logs["qf_min"] = target_value.min().detach()
         return logs
 
     def update_pol(self, data: TensorDict, logs: TensorDict) -> TensorDict:
         """Take a step of the actor."""
-        actor_loss = self.actor_loss(data)
-        self.actor_optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(actor_loss).backward()
-        self.scaler.unscale_(self.actor_optimizer)
-        self.scaler.step(self.actor_optimizer)
-        self.scaler.update()
-        logs["actor_grad_norm"] = torch.tensor(0.0, device=self.device)
-        logs["actor_loss"] = actor_loss.detach()
+        self._descend("actor_loss", self.actor_loss(data), self.actor_optimizer, logs)
         return logs
+
+    def _descend(self, name: str, loss: Tensor, optimizer: torch.optim.Optimizer, logs: TensorDict) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(optimizer)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        logs[f"{name}_grad_norm"] = torch.tensor(0.0, device=self.device)
+        logs[name] = loss.detach()
 
     @torch.no_grad()
     def soft_update(self) -> None:
@@ -359,38 +323,16 @@ class Reference:
 def to_reference(batch: TensorDict) -> TensorDict:
     """Return a batch of 1-step transitions of ours as their replay buffer hands it out."""
     done = (batch["discount"] == 0).long()
-    return TensorDict(
-        {
-            "observations": batch["obs"],
-            "actions": batch["action"],
-            "next": {
-                "rewards": batch["reward"],
-                "dones": done,
-                "truncations": torch.zeros_like(done),
-                "observations": batch["next_obs"],
-                "effective_n_steps": torch.ones_like(done),
-            },
-        },
-        batch_size=batch.batch_size,
-    )
+    after = {"observations": batch["next_obs"], "rewards": batch["reward"], "dones": done}
+    after |= {"truncations": torch.zeros_like(done), "effective_n_steps": torch.ones_like(done)}
+    return TensorDict({"observations": batch["obs"], "actions": batch["action"], "next": after}, batch.batch_size)
 
 
 def to_transition(obs: Tensor, action: Tensor, step: Step) -> TensorDict:
     """Return one step of all environments as their training loop builds it for their replay buffer."""
-    return TensorDict(
-        {
-            "observations": obs,
-            "actions": action,
-            "next": {
-                "observations": step.next_obs,
-                "rewards": step.reward,
-                "truncations": step.truncated.long(),
-                "dones": (step.terminated | step.truncated).long(),
-            },
-        },
-        batch_size=(len(obs),),
-        device=obs.device,
-    )
+    after = {"observations": step.next_obs, "rewards": step.reward}
+    after |= {"truncations": step.truncated.long(), "dones": (step.terminated | step.truncated).long()}
+    return TensorDict({"observations": obs, "actions": action, "next": after}, (len(obs),), device=obs.device)
 
 
 class Difference(NamedTuple):
@@ -550,16 +492,9 @@ def replay_calls(
     sample: Calls = {ours: lambda: replay.sample(args.batch_size)}
     buffer = None
     if code is not None:
-        buffer = code.utils.SimpleReplayBuffer(
-            n_env=env.num_envs,
-            buffer_size=slots,
-            n_obs=env.obs_space.shape[0],
-            n_act=action.shape[1],
-            n_critic_obs=env.obs_space.shape[0],
-            n_steps=n_step,
-            gamma=args.gamma,
-            device=env.device,
-        )
+        sizes = {"n_obs": env.obs_space.shape[0], "n_critic_obs": env.obs_space.shape[0], "n_act": action.shape[1]}
+        windows = {"n_steps": n_step, "gamma": args.gamma, "device": env.device}
+        buffer = code.utils.SimpleReplayBuffer(n_env=env.num_envs, buffer_size=slots, **sizes, **windows)
         per_env = args.batch_size // env.num_envs
         sample[theirs] = lambda: buffer.sample(per_env)
     for _ in range(slots + slots // 2):  # the write head is in the middle
@@ -591,33 +526,19 @@ def measure(calls: Sequence[Call], repeats: int, device: torch.device, clock: Ca
         longest = max(timed(call) for call in calls)
     rounds = min(max(CALLS[0], math.ceil(REPEAT_S / longest)), CALLS[1])
     out: list[list[float]] = [[] for _ in calls]
-    with no_gc():
+    gc.collect()
+    gc.disable()  # not while the clock runs
+    try:
         for _ in range(repeats):
             times: list[list[float]] = [[] for _ in calls]
             for turn in range(rounds):
-                order = range(len(calls)) if turn % 2 == 0 else reversed(range(len(calls)))
-                for index in order:
+                for index in range(len(calls)) if turn % 2 == 0 else reversed(range(len(calls))):
                     times[index].append(1e3 * timed(calls[index]))
             for index, seen in enumerate(times):
                 out[index].append(statistics.median(seen))
-    return out
-
-
-@contextmanager
-def no_gc() -> Iterator[None]:
-    """Collect garbage now, and not while the clock runs."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
     finally:
         gc.enable()
-
-
-def ratio(of: Sequence[float], to: Sequence[float]) -> dict[str, float]:
-    """Return the ratio of medians, and the least and largest ratio within a repeat."""
-    within = [a / b for a, b in zip(of, to, strict=True)]
-    return {"ratio": statistics.median(of) / statistics.median(to), "min": min(within), "max": max(within)}
+    return out
 
 
 def results(task: str, contestants: Iterable[Contestant], measured: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
@@ -667,12 +588,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def check(args: Args) -> tuple[fasttd3.Args, Code | None]:
     """Return our settings and the authors' code; fails with one line where an argument is wrong."""
-    config.positive(args, "batch_size", "obs_dim", "action_dim", "repeats")
+    check_common(args)
+    config.positive(args, "batch_size", "obs_dim", "action_dim")
     config.require(args.slots >= 4, f"--slots {args.slots}: must be at least 4, for windows of 3 steps")
-    config.require(args.threads >= 0, f"--threads {args.threads}: must be 0 or above")
-    config.require(args.clock == "wall" or args.device == "cpu", "--clock cpu: does not see a GPU; take --device cpu")
-    if args.out is not None:
-        config.require(args.out.parent.is_dir(), f"--out {args.out}: there is no directory {args.out.parent}")
     try:
         ours = settings(args)
         code = load_code(args.reference) if args.reference is not None else None
@@ -686,8 +604,69 @@ def check(args: Args) -> tuple[fasttd3.Args, Code | None]:
     return ours, code
 
 
+def check_common(args: Args | rivals.Args) -> None:
+    """Fail with one line where an argument is wrong that both commands have."""
+    config.positive(args, "repeats")
+    config.require(args.threads >= 0, f"--threads {args.threads}: must be 0 or above")
+    config.require(args.clock == "wall" or args.device == "cpu", "--clock cpu: does not see a GPU; take --device cpu")
+    if args.out is not None:
+        config.require(args.out.parent.is_dir(), f"--out {args.out}: there is no directory {args.out.parent}")
+
+
+def begin(args: Args | rivals.Args) -> dict[str, Any]:
+    """Say what machine it is; returns the report, without results."""
+    about = manifest()
+    threads = f"{torch.get_num_threads()} threads of {machine.available_cores()} cores"
+    print(f"machine    {about['hardware']['cpu']}, {threads}, torch {torch.__version__}, {args.device}")
+    paths: dict[str, Any] = {
+        name: None for name, value in asdict(args).items() if isinstance(value, Path)
+    }  # say nothing elsewhere
+    machine_keys = ("time", "git", "versions", "hardware", "torch")
+    return {"settings": {**asdict(args), **paths}, "machine": {key: about[key] for key in machine_keys}, "results": []}
+
+
+def finish(report: Mapping[str, Any], out: Path | None) -> None:
+    """Write the report."""
+    if out is not None:
+        out.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"\nevery number: {out}")
+
+
+def training(argv: Sequence[str]) -> None:
+    """Time PPO and SAC in training, and print and write the results."""
+    args = config.parse(rivals.Args, argv=argv).args
+    check_common(args)
+    config.positive(args, "turn")
+    config.require(bool(args.tasks), "--tasks: name at least one")
+    for flag, path in (("--cleanrl", args.cleanrl), ("--sb3-python", args.sb3_python)):
+        config.require(path is None or path.exists(), f"{flag} {path}: there is no such file")
+    try:
+        args = replace(
+            args, device=machine.resolve_device(args.device), threads=args.threads or machine.available_cores()
+        )
+    except ValueError as error:
+        config.fail(str(error))
+    torch.set_num_threads(args.threads)
+    report = begin(args)
+    report["cleanrl"] = git_revision(args.cleanrl) if args.cleanrl else None
+    report |= {"versions": {}, "missing": {}}
+    print(f"clock      {args.clock}; median [least, largest] of {args.repeats} turns of {args.turn:,} frames\n")
+    for name in args.tasks:
+        try:
+            found = rivals.compare(args, rivals.TASKS[name])
+        except rivals.Missing as missing:
+            config.fail(str(missing))
+        report["results"] += found["results"]
+        report["versions"] |= found["versions"]
+        report["missing"] |= found["missing"]
+    finish(report, args.out)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Check that both sides compute the same, time them, and print and write the results."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] == "ppo":
+        return training(argv[1:])
     args = config.parse(Args, argv=argv).args
     ours, code = check(args)
     machine.keep_freed_memory()
@@ -700,17 +679,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     replay, *one_step = replay_calls(ours, code, env, args.slots, n_step=1)
     _, *three_steps = replay_calls(ours, code, env, args.slots, n_step=3)
     batch = replay.sample(args.batch_size)
-    about = manifest()
-    report: dict[str, Any] = {
-        "settings": {**asdict(args), "reference": None, "out": None},  # paths say nothing elsewhere
-        "machine": {key: about[key] for key in ("time", "git", "versions", "hardware", "torch")},
-        "networks": {"actor": ours.actor_hidden, "critic": ours.critic_hidden, "atoms": ours.atoms},
-        "num_envs": ours.num_envs,
-        "freed_memory_kept": ["ours", "reference"],
-        "reference": None,
-    }
-    threads = f"{torch.get_num_threads()} threads of {machine.available_cores()} cores"
-    print(f"machine    {about['hardware']['cpu']}, {threads}, torch {torch.__version__}, {env.device}")
+    report = begin(args)
+    report |= {"networks": {"actor": ours.actor_hidden, "critic": ours.critic_hidden, "atoms": ours.atoms}}
+    report |= {"num_envs": ours.num_envs, "freed_memory_kept": ["ours", "reference"], "reference": None}
     print(f"networks   actor {ours.actor_hidden}, 2 critics {ours.critic_hidden}, {ours.atoms} atoms")
     print(f"batch      {args.batch_size:,} of {args.obs_dim} observations and {args.action_dim} actions")
     if code is not None:
@@ -718,27 +689,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, (seen, tolerated) in found.items():
             config.require(seen <= tolerated, f"the two sides do not compute the same: {name} differs by {seen:.1e}")
         worst = max(each.seen for each in found.values() if each.tolerated == LOSS_TOLERANCE)
-        runs = Reference(code, ours, "off", env).describe()
-        report["reference"] = {
-            "git": code.git,
-            "runs": runs,
-            "differences": {name: each._asdict() for name, each in found.items()},
-        }
+        precision = "bfloat16" if Reference(code, ours, "off", env).amp else "float32"
+        runs = f"{precision} (their amp needs CUDA), {'compiled' if args.compile else 'not compiled'}"
+        seen = {name: each._asdict() for name, each in found.items()}
+        report["reference"] = {"git": code.git, "runs": runs, "differences": seen}
         print(f"reference  {runs}; with the same weights and batch, losses agree to {worst:.0e}")
     print(f"clock      {args.clock}; freed memory is kept on all sides; [least, largest] of {args.repeats} repeats\n")
 
     tasks = update_calls(ours, code, env, batch)
     tasks |= {"replay sample, n_step 1": one_step[0], "replay sample, n_step 3": three_steps[0]}
     tasks |= {"replay add": one_step[1]}
-    report["results"] = []
     for task, calls in tasks.items():
         measured = measure(list(calls.values()), args.repeats, env.device, CLOCKS[args.clock])
         rows = results(task, calls, measured)
         print(table(rows), flush=True)
         report["results"] += rows
-    if args.out is not None:
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"\nevery number: {args.out}")
+    finish(report, args.out)
 
 
 if __name__ == "__main__":

@@ -2,23 +2,32 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
+import torch.distributions as td
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import kstest
+from scipy.stats import chisquare, kstest
 from torch import Tensor, nn
 
-from networks.actors import DeterministicActor
-from networks.critics import CategoricalCritics, project
-from networks.layers import BatchedLayerNorm, BatchedLinear
+from networks.actors import (
+    Categorical,
+    CategoricalActor,
+    DeterministicActor,
+    Gaussian,
+    GaussianActor,
+    SquashedGaussian,
+    SquashedGaussianActor,
+)
+from networks.critics import CategoricalCritics, ScalarCritics, ValueCritic, project
+from networks.layers import BatchedLayerNorm, BatchedLinear, float32, orthogonal_
 from networks.normalize import RewardScale, RunningNorm
 from networks.sem import SEM, SEMConfig, entropy, simplicial
-from networks.torso import mlp_torso
+from networks.torso import Activation, Pixels, mlp_torso, nature_cnn
 
 Q = 3
 GRID = SEMConfig(groups=4, vertices=3)
@@ -334,6 +343,144 @@ def test_no_gradient_flows_between_critics(sem: SEMConfig | None) -> None:
             assert all((gradient[other] == 0).all() == (other != q) for other in range(Q))
 
 
+# ---- layers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gain", [math.sqrt(2), 0.01])
+def test_orthogonal_weights(gain: float) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 4), nn.Conv2d(2, 5, 3), nn.Linear(4, 4, bias=False))
+    layers.extend([SEM(4, GRID), nn.LayerNorm(12)])
+    shake(layers)
+    untouched = [layers[4].norm.weight.clone(), layers[5].weight.clone(), layers[5].bias.clone()]
+    orthogonal_(layers, gain)
+    for layer in (*layers[:4], layers[4].linear):
+        weight = array(layer.weight).reshape(len(layer.weight), -1)
+        shorter = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
+        np.testing.assert_allclose(shorter, gain**2 * np.eye(len(shorter)), atol=2e-6 * gain**2)
+        assert layer.bias is None or (layer.bias == 0).all()
+    for before, after in zip(untouched, (layers[4].norm.weight, layers[5].weight, layers[5].bias), strict=True):
+        assert torch.equal(before, after)  # gains of a normalisation are no matrix
+
+
+def test_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(300, 4), torch.randn(9, 300)
+    exact = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+        assert torch.equal(float32(layer, x), exact)
+        features = x.bfloat16().requires_grad_()
+        out = float32(layer, features)
+        assert layer(x).dtype == torch.bfloat16  # and autocast goes on after it
+    assert torch.equal(out, layer(features.float()))
+    (gradient,) = gradients(out.sum(), features)
+    assert gradient.dtype == torch.bfloat16 and gradient.abs().max() > 0
+
+
+KINDS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "elu": nn.ELU}
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("activation", KINDS)
+def test_torso_options_are_plain_torch(activation: Activation, norm: bool) -> None:
+    torch.manual_seed(0)
+    torso, width = mlp_torso(5, (8, 6), activation=activation, norm=norm)
+    literal = nn.Sequential()
+    for fan_in, fan_out in ((5, 8), (8, 6)):
+        literal.append(nn.Linear(fan_in, fan_out))
+        if norm:
+            literal.append(nn.LayerNorm(fan_out))
+        literal.append(KINDS[activation]())
+    assert [type(m) for m in torso] == [type(m) for m in literal]
+    shake(torso)
+    literal.load_state_dict(torso.state_dict())
+    x = 3 * torch.randn(7, 5)
+    assert width == 6 and torch.equal(torso(x), literal(x))
+
+    with_sem, width = mlp_torso(5, (8, 6), GRID, activation=activation, norm=norm)
+    plain = 2 + norm  # the block has a normalisation of its own, and no other after it
+    assert [type(m) for m in with_sem] == [*(type(m) for m in literal[:plain]), SEM] and width == 12
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_torsos_in_copies_equal_separate_ones(norm: bool) -> None:
+    torch.manual_seed(0)
+    torso, _ = mlp_torso(5, (8, 6), None, Q, "silu", norm)
+    shake(torso)
+    x = torch.randn(7, 5)
+    for q, out in enumerate(torso(x)):
+        torch.testing.assert_close(out, one_copy(torso, q)(x), rtol=1e-5, atol=1e-5)
+
+
+def one_copy(layers: nn.Sequential, q: int) -> nn.Sequential:
+    """Copy number q of layers that come in copies, as modules that do not."""
+    alone = nn.Sequential()
+    for layer in layers:
+        if isinstance(layer, BatchedLinear):
+            one: nn.Module = nn.Linear(*layer.weight.shape[1:])
+        elif isinstance(layer, BatchedLayerNorm):
+            one = nn.LayerNorm(layer.weight.shape[-1])
+        elif isinstance(layer, SEM):
+            one = SEM(layer.linear.weight.shape[1], layer.config)
+        else:
+            one = type(layer)()
+        for mine, theirs in zip(one.parameters(), layer.parameters(), strict=True):
+            mine.data.copy_(theirs[q].T.reshape(mine.shape))
+        alone.append(one)
+    return alone
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+
+def plain_cnn(channels: int) -> nn.Sequential:
+    """The convolutions of the Nature DQN, from intensities in [0, 1]."""
+    return nn.Sequential(
+        *(nn.Conv2d(channels, 32, 8, stride=4), nn.ReLU(), nn.Conv2d(32, 64, 4, stride=2), nn.ReLU()),
+        *(nn.Conv2d(64, 64, 3, stride=1), nn.ReLU(), nn.Flatten()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "width"), [((4, 84, 84), 3136), ((3, 64, 64), 1024), ((1, 36, 36), 64), ((2, 50, 97), None)]
+)
+@pytest.mark.parametrize("amp", [False, True])
+def test_nature_cnn_is_plain_torch(shape: tuple[int, int, int], width: int | None, amp: bool) -> None:
+    torch.manual_seed(0)
+    cnn, actual = nature_cnn(shape)
+    plain = plain_cnn(shape[0])
+    for theirs, mine in zip(plain.parameters(), cnn.parameters(), strict=True):
+        theirs.data.copy_(mine)
+    image = torch.randint(0, 256, (2, *shape), dtype=torch.uint8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        out, expected = cnn(image), plain(image.float() / 255)
+    assert out.shape == (2, actual) and actual == (width or out.shape[1])
+    assert out.dtype == expected.dtype == (torch.bfloat16 if amp else torch.float32)
+    if amp:  # the same but for the rounding of pixels, which the first layer would do otherwise
+        torch.testing.assert_close(out, expected, rtol=0.02, atol=0.002)
+        assert expected.abs().max() > 0.05
+    else:
+        assert torch.equal(out, expected)
+
+
+def test_pixels_span_zero_to_one() -> None:
+    image = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    out = Pixels()(image)
+    assert out.dtype == torch.float32
+    np.testing.assert_allclose(array(out).ravel(), np.arange(256) / 255, rtol=1e-7)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = Pixels()(image)
+    assert low.dtype == torch.bfloat16 and len(low.unique()) == 256  # none of the 256 levels is lost
+    assert low.min() == 0 and low.max() == 1
+
+
+@pytest.mark.parametrize("shape", [(4, 35, 84), (4, 84, 35), (84, 84, 3), (84, 84), (4,), (2, 4, 84, 84)])
+def test_images_that_the_cnn_cannot_take_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"channels x height x width of at least 36 x 36 pixels, got \("):
+        nature_cnn(shape)
+
+
 # ---- actor -----------------------------------------------------------------------------------------------------------
 
 
@@ -401,6 +548,280 @@ def test_the_support_is_even_saved_and_not_learned() -> None:
 def test_impossible_supports_are_refused(bad: tuple[int, float, float]) -> None:
     with pytest.raises(ValueError, match="v_min < v_max"):
         CategoricalCritics(5, 2, (8,), *bad)
+
+
+# ---- distributions ---------------------------------------------------------------------------------------------------
+
+
+def draw(mean: Tensor, log_std: Tensor, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Action and density of SquashedGaussian.sample, and the noise that it has drawn."""
+    torch.manual_seed(seed)
+    noise = torch.randn_like(mean)
+    torch.manual_seed(seed)
+    return *SquashedGaussian(mean, log_std).sample(), noise
+
+
+def test_squashed_gaussian_is_torchs_in_float64() -> None:
+    """Also where tanh(x) is 1 in float32 (x > 9), and in float64 (x > 19)."""
+    g = torch.Generator().manual_seed(1)
+    mean = 20 * (2 * torch.rand(4000, 3, generator=g) - 1)
+    log_std = -5 + 5.5 * torch.rand(4000, 3, generator=g)
+    action, log_density, noise = draw(mean, log_std)
+    wide, deviation = mean.double(), log_std.double().exp()
+    x = wide + deviation * noise.double()
+    squash = td.TanhTransform(cache_size=1)  # remembers x, which it could not get back from tanh(x)
+    y = squash(x)
+    expected = td.TransformedDistribution(td.Normal(wide, deviation), [squash]).log_prob(y).sum(-1)
+    assert x.abs().max() > 20 and (action.abs() == 1).any()
+    torch.testing.assert_close(action.double(), y, rtol=0, atol=1e-6)
+    torch.testing.assert_close(log_density.double(), expected, rtol=2e-6, atol=2e-5)
+    # And without what torch's formula shares with ours: the slope of tanh is 1 / cosh^2.
+    by_hand = td.Normal(wide, deviation).log_prob(x) + 2 * x.cosh().log()
+    torch.testing.assert_close(log_density.double(), by_hand.sum(-1), rtol=2e-6, atol=2e-5)
+
+
+def test_gradients_of_squashed_gaussian_in_closed_form() -> None:
+    """With x = mean + std * noise, log density = const - log_std - log(1 - tanh(x)^2)."""
+    mean = torch.linspace(-20, 20, 401)[:, None].expand(-1, 2).clone().requires_grad_()
+    log_std = torch.full_like(mean, -0.7).requires_grad_()
+    action, log_density, noise = draw(mean, log_std)
+    slope = torch.randn(401, 2, generator=torch.Generator().manual_seed(1))
+    push = (mean.detach() + log_std.detach().exp() * noise).double()
+    spread = (-0.7 * torch.ones(())).double().exp() * noise.double()
+    by_mean, by_std = gradients(log_density.sum(), mean, log_std)
+    torch.testing.assert_close(by_mean.double(), 2 * push.tanh(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(by_std.double(), 2 * push.tanh() * spread - 1, rtol=1e-5, atol=1e-5)
+    action, _, _ = draw(mean, log_std)
+    by_mean, by_std = gradients((action * slope).sum(), mean, log_std)
+    torch.testing.assert_close(by_mean.double(), slope.double() / push.cosh().square(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(by_std.double(), slope * spread / push.cosh().square(), rtol=1e-4, atol=1e-6)
+    for extreme in (1e3, -1e4):
+        far = torch.tensor([[extreme, 0.0]], requires_grad=True)
+        action, log_density, _ = draw(far, torch.zeros(1, 2))
+        assert torch.isfinite(log_density).all() and action.abs().max() <= 1
+        assert all(torch.isfinite(gradient).all() for gradient in gradients(log_density.sum() + action.sum(), far))
+
+
+def test_draws_of_the_normal_policies_are_normal() -> None:
+    torch.manual_seed(0)
+    mean, log_std = torch.tensor([0.3, -0.2]).expand(20_000, 2), torch.tensor([-1.0, -0.3]).expand(20_000, 2)
+    draws = Gaussian(mean, log_std).sample(), torch.atanh(SquashedGaussian(mean, log_std).sample()[0])
+    for x in draws:
+        z = array((x - mean) / log_std.exp())
+        assert kstest(z[:, 0], "norm").pvalue > 0.01 and kstest(z[:, 1], "norm").pvalue > 0.01
+        assert abs(np.corrcoef(z.T)[0, 1]) < 0.03
+    assert torch.equal(Gaussian(mean, log_std).mode(), mean)
+    assert torch.equal(SquashedGaussian(mean, log_std).mode(), mean.tanh())
+
+
+def test_gaussian_is_torchs() -> None:
+    g = torch.Generator().manual_seed(0)
+    mean, action = (3 * torch.randn(50, 4, generator=g) for _ in range(2))
+    log_std = torch.randn(50, 4, generator=g)
+    policy = Gaussian(mean.requires_grad_(), log_std.requires_grad_())
+    theirs = td.Independent(td.Normal(mean.double(), log_std.double().exp()), 1)
+    torch.testing.assert_close(policy.log_prob(action).double(), theirs.log_prob(action.double()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(policy.entropy().double(), theirs.entropy(), rtol=1e-6, atol=1e-6)
+    assert policy.log_prob(action).shape == policy.entropy().shape == (50,)
+    weight = torch.randn(50, generator=g)
+    mine = gradients((policy.log_prob(action) * weight).sum() + policy.entropy().sum(), mean, log_std)
+    reference = gradients((theirs.log_prob(action.double()) * weight).sum() + theirs.entropy().sum(), mean, log_std)
+    for gradient, expected in zip(mine, reference, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
+    torch.manual_seed(0)
+    assert gradients(policy.sample().sum(), mean)[0].eq(1).all()  # draws carry gradients
+
+
+def test_categorical_is_torchs() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits = (4 * torch.randn(60, 5, generator=g)).requires_grad_()
+    action = torch.randint(0, 5, (60,), generator=g)
+    policy, theirs = Categorical.of(logits), td.Categorical(logits=logits.double())
+    torch.testing.assert_close(policy.log_prob(action).double(), theirs.log_prob(action), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(policy.entropy().double(), theirs.entropy(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(policy.mode(), theirs.mode) and policy.mode().dtype == torch.int64
+    weight = torch.randn(60, generator=g)
+    (mine,) = gradients((policy.log_prob(action) * weight).sum() + policy.entropy().sum(), logits)
+    (reference,) = gradients((theirs.log_prob(action) * weight).sum() + theirs.entropy().sum(), logits)
+    torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_a_categorical_of_extreme_logits_stays_finite() -> None:
+    logits = torch.tensor([[300.0, 0.0, -300.0]], requires_grad=True)
+    policy = Categorical.of(logits)
+    assert policy.entropy().item() == 0 and policy.log_prob(torch.tensor([2])).item() == -600
+    assert torch.isfinite(gradients(policy.entropy().sum() + policy.log_prob(torch.tensor([1])).sum(), logits)[0]).all()
+
+
+def test_categorical_draws_have_their_frequencies() -> None:
+    torch.manual_seed(0)
+    probs = torch.tensor([0.5, 0.25, 0.2, 0.049, 0.001])
+    draws = Categorical.of(probs.log()[None].expand(200_000, 5)).sample()
+    assert draws.dtype == torch.int64 and draws.shape == (200_000,)
+    counts = np.bincount(draws.numpy(), minlength=5)
+    assert chisquare(counts, 200_000 * array(probs) / array(probs).sum()).pvalue > 0.01
+    certain = Categorical(torch.tensor([[-math.inf, 0.0]]).expand(1000, 2)).sample()
+    assert (certain == 1).all()
+    steady = Categorical.of(torch.randn(500, 3))  # rows are drawn apart from one another
+    torch.manual_seed(1)
+    first = steady.sample()
+    assert not torch.equal(first, steady.sample()) and len(first.unique()) == 3
+
+
+# ---- policies and values ---------------------------------------------------------------------------------------------
+
+
+def in_numpy(network: nn.Module, x: Tensor, activation: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Features of `network.torso` in float64: Linear and activation, and the block as the paper writes it."""
+    out = array(x)
+    for layer in network.get_submodule("torso").children():
+        if isinstance(layer, SEM):
+            weight, *others = (array(p) for p in layer.parameters())
+            out = sem_in_numpy(out, [weight.T, *others], layer.config)
+        elif isinstance(layer, nn.Linear):
+            out = out @ array(layer.weight).T + array(layer.bias)
+        else:
+            out = activation(out)
+    return out
+
+
+def head_in_numpy(head: nn.Linear, features: np.ndarray) -> np.ndarray:
+    return features @ array(head.weight).T + array(head.bias)
+
+
+TORSOS = [((), None), ((8,), None), ((8, 6), None), ((8,), GRID), ((8, 6), GRID)]
+
+
+@pytest.mark.parametrize(("hidden", "sem"), TORSOS)
+@pytest.mark.parametrize("state_dependent", [False, True])
+def test_gaussian_actor(hidden: tuple[int, ...], sem: SEMConfig | None, state_dependent: bool) -> None:
+    torch.manual_seed(0)
+    actor = GaussianActor(5, 2, hidden, sem, init_std=0.5, state_dependent_std=state_dependent)
+    x = torch.randn(500, 5)
+    first = actor(x)
+    assert first.mean.abs().max() < 0.1  # the first actions are noise around 0
+    torch.testing.assert_close(first.log_std.exp(), torch.full((500, 2), 0.5), rtol=0.1, atol=0)
+    assert state_dependent or (first.log_std == math.log(0.5)).all()
+    for layer in actor.modules():
+        if isinstance(layer, nn.Linear):
+            assert (layer.bias == 0).all()
+            gain = 0.01 if layer in (actor.head, actor.std_head) else math.sqrt(2)
+            largest = np.linalg.svd(array(layer.weight), compute_uv=False)
+            np.testing.assert_allclose(largest, gain, rtol=1e-5)
+    shake(actor)
+    policy, features = actor(x), in_numpy(actor, x, np.tanh)
+    np.testing.assert_allclose(array(policy.mean), head_in_numpy(actor.head, features), rtol=1e-4, atol=1e-4)
+    log_std = array(actor.log_std) + (0 if actor.std_head is None else head_in_numpy(actor.std_head, features))
+    np.testing.assert_allclose(array(policy.log_std), np.broadcast_to(log_std, (500, 2)), rtol=1e-4, atol=1e-4)
+    assert (policy.log_std.std(0) > 0.01).all() == state_dependent
+    weight = torch.randn(500)  # the deviation is learned in both cases
+    assert gradients((policy.log_prob(torch.randn(500, 2)) * weight).sum(), actor.log_std)[0].abs().min() > 0
+
+
+@pytest.mark.parametrize(("hidden", "sem"), TORSOS)
+def test_categorical_actor(hidden: tuple[int, ...], sem: SEMConfig | None) -> None:
+    torch.manual_seed(0)
+    actor, x = CategoricalActor(5, 3, hidden, sem), torch.randn(500, 5)
+    torch.testing.assert_close(actor(x).log_probs, torch.full((500, 3), -math.log(3)), rtol=0, atol=0.1)
+    np.testing.assert_allclose(np.linalg.svd(array(actor.head.weight), compute_uv=False), 0.01, rtol=1e-5)
+    shake(actor)
+    logits = head_in_numpy(actor.head, in_numpy(actor, x, np.tanh))
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    np.testing.assert_allclose(array(actor(x).log_probs), log_probs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("hidden", "sem"), TORSOS)
+def test_value_critic(hidden: tuple[int, ...], sem: SEMConfig | None) -> None:
+    torch.manual_seed(0)
+    critic, x = ValueCritic(5, hidden, sem, activation="elu"), torch.randn(500, 5)
+    np.testing.assert_allclose(np.linalg.norm(array(critic.head.weight)), 1, rtol=1e-5)
+    shake(critic)
+    features = in_numpy(critic, x, lambda h: np.where(h > 0, h, np.expm1(h)))
+    value = critic(x)
+    assert value.shape == (500,) and value.dtype == torch.float32
+    np.testing.assert_allclose(array(value), head_in_numpy(critic.head, features)[:, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sem", [None, GRID])
+def test_heads_compute_in_float32_under_autocast(sem: SEMConfig | None) -> None:
+    """Ratios of probabilities and small advantages are differences of close numbers: bfloat16 has 3 digits."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 5)
+    normal, choice, value = GaussianActor(5, 2, (64, 12), sem), CategoricalActor(5, 3, (64, 12), sem), None
+    value = ValueCritic(5, (64, 12), sem)
+    for network in (normal, choice, value):
+        shake(network)
+        with torch.autocast("cpu", torch.bfloat16):
+            features = network.torso(x)
+            out = network(x)
+        assert features.dtype == (torch.float32 if sem else torch.bfloat16)
+        exact = network.head(features.float())
+        if network is normal:
+            assert out.log_std.dtype == torch.float32
+            out = out.mean
+        elif network is choice:
+            out, exact = out.log_probs, exact.log_softmax(-1)
+        else:
+            exact = exact[:, 0]
+        assert out.dtype == torch.float32 and torch.equal(out, exact)
+
+
+@pytest.mark.parametrize("sem", [None, GRID])
+def test_squashed_gaussian_actor_starts_in_the_middle(sem: SEMConfig | None) -> None:
+    torch.manual_seed(0)
+    actor, x = SquashedGaussianActor(5, 2, (16, 12), sem, log_std_min=-5, log_std_max=1), torch.randn(200, 5)
+    assert (actor.head.weight == 0).all() and (actor.head.bias == 0).all()
+    policy = actor(x)
+    assert policy.mean.shape == policy.log_std.shape == (200, 2)
+    assert (policy.mean == 0).all() and (policy.log_std == -2).all()
+    assert gradients(policy.sample()[0].square().sum(), actor.head.weight)[0].abs().max() > 0  # it can leave 0
+
+
+@pytest.mark.parametrize(("low", "high"), [(-5.0, 0.0), (-20.0, 2.0), (-1.0, -0.5)])
+def test_log_std_has_its_range(low: float, high: float) -> None:
+    torch.manual_seed(0)
+    actor, x = SquashedGaussianActor(5, 2, (16, 12), log_std_min=low, log_std_max=high), torch.randn(2000, 5)
+    shake(actor).head.weight.data.mul_(3)
+    policy = actor(x)
+    half = (high - low) / 2
+    raw = head_in_numpy(actor.head, array(actor.torso(x)))
+    assert policy.log_std.min() >= low - 1e-5 and policy.log_std.max() <= high + 1e-5
+    np.testing.assert_allclose(array(policy.mean), raw[:, :2], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(array(policy.log_std), low + half * (np.tanh(raw[:, 2:]) + 1), atol=1e-4 * half)
+    assert policy.log_std.max() - policy.log_std.min() > 1.9 * half  # all of it is used
+    assert SEM not in {type(m) for m in actor.modules()} and nn.LayerNorm in {type(m) for m in actor.modules()}
+
+
+def test_impossible_policies_are_refused() -> None:
+    for low, high in ((0.0, 0.0), (1.0, -1.0), (math.nan, 0.0)):
+        with pytest.raises(ValueError, match="range of log_std must not be empty"):
+            SquashedGaussianActor(5, 2, (8,), log_std_min=low, log_std_max=high)
+    for init_std in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="must be above 0"):
+            GaussianActor(5, 2, (8,), init_std=init_std)
+
+
+@pytest.mark.parametrize("sem", [None, GRID])
+@pytest.mark.parametrize(("activation", "norm"), [("relu", False), ("silu", True)])
+def test_scalar_critics_equal_two_networks(sem: SEMConfig | None, activation: Activation, norm: bool) -> None:
+    torch.manual_seed(0)
+    critics = ScalarCritics(5, 2, (16, 12), sem, activation=activation, norm=norm)
+    shake(critics)
+    alone = [one_copy(nn.Sequential(*critics.torso, critics.head), q) for q in range(2)]
+    obs, action, weight = torch.randn(9, 5), torch.randn(9, 2).requires_grad_(), torch.randn(2, 9)
+    value = critics(obs, action)
+    expected = torch.stack([one(torch.cat([obs, action], -1))[:, 0] for one in alone])
+    assert value.shape == (2, 9)
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
+    climb, *mine = gradients((value * weight).sum(), action, critics)
+    expected_climb, *theirs = gradients((expected * weight).sum(), action, *alone)
+    torch.testing.assert_close(climb, expected_climb, rtol=1e-4, atol=1e-4)
+    for i, gradient in enumerate(mine):
+        for q in range(2):
+            other = theirs[q * len(mine) + i]
+            torch.testing.assert_close(gradient[q].squeeze(), other.t().squeeze(), rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert critics(obs, action).dtype == torch.float32
 
 
 # ---- projection ------------------------------------------------------------------------------------------------------
@@ -626,3 +1047,19 @@ def test_reward_scale_moves_only_when_told_and_continues_after_loading() -> None
         for t in range(10, 20):
             scale.update(rewards[t], dones[t])
     assert torch.equal(first(rewards), again(rewards)) and not torch.equal(first.total, before["total"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 999), st.integers(1, 4), st.integers(1, 12))
+def test_reward_scale_takes_steps_one_by_one_or_together(seed: int, num_envs: int, steps: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    whole, single = RewardScale(num_envs, 0.9, 2.0), RewardScale(num_envs, 0.9, 2.0)
+    for _ in range(3):  # episodes go on from one call to the next
+        reward, done = 3 * torch.randn(steps, num_envs, generator=g), torch.rand(steps, num_envs, generator=g) < 0.2
+        whole.update(reward, done)
+        for t in range(steps):
+            single.update(reward[t], done[t])
+        for name in ("running", "largest", "count"):
+            assert torch.equal(getattr(whole, name), getattr(single, name)), name
+        for name in ("total", "square"):  # sums in another order
+            torch.testing.assert_close(getattr(whole, name), getattr(single, name), rtol=1e-12, atol=1e-12)

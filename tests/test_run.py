@@ -522,7 +522,7 @@ def test_stopped_and_resumed_from_a_shell_equals_uninterrupted(tmp_path: Path) -
     assert err.splitlines()[-1].startswith("done after 3,000 frames in ") and err.endswith(f": {run_dir}\n")
     assert status(run_dir)["state"] == "done"
     record = json.loads((run_dir / "manifest.json").read_text())
-    assert record["program"] == record["resumes"][0]["program"] == "agent"
+    assert record["agent"] == "agent" and len(record["resumes"]) == 1
     assert whole.wait() == 0
     whole.communicate()
     (reference,) = (tmp_path / "whole").iterdir()
