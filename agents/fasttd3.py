@@ -131,6 +131,8 @@ class Args:
     """learning rate of the actor at the start"""
     actor_lr_end: float = 3e-4
     """learning rate of the actor at the end; a cosine leads there"""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """decay of the running mean and square of the gradients, of all optimisers"""
     weight_decay: float = 0.1
     """decoupled weight decay (AdamW) of actor and critics"""
     max_grad_norm: float = 0.0
@@ -162,6 +164,10 @@ class Args:
     """units of the actor's hidden layers"""
     critic_hidden: tuple[int, ...] = (1024, 512, 256)
     """units of the critic's hidden layers, of each critic's where there are two"""
+    layer_norm: bool = False
+    """LayerNorm before each activation"""
+    activation: Literal["relu", "silu", "tanh", "elu"] = "relu"
+    """nonlinearity of the hidden layers; after convolutions it is relu"""
     sem: bool = False
     """simplicial embeddings in actor and critics"""
     sem_actor: bool = True
@@ -200,10 +206,10 @@ class FastTD3:
         obs_dim, critic_obs_dim = env.obs_space.shape[0], env.critic_obs_space.shape[0]
         action_dim = env.action_space.shape[0]
         actor_sem, critic_sem = sem_configs(args)
-        self.actor = DeterministicActor(obs_dim, action_dim, args.actor_hidden, actor_sem)
-        self.critic = CategoricalCritics(
-            critic_obs_dim, action_dim, args.critic_hidden, args.atoms, args.v_min, args.v_max, critic_sem
-        )
+        style: dict[str, Any] = {"activation": args.activation, "norm": args.layer_norm}
+        self.actor = DeterministicActor(obs_dim, action_dim, args.actor_hidden, actor_sem, **style)
+        sizes = critic_obs_dim, action_dim, args.critic_hidden
+        self.critic = CategoricalCritics(*sizes, args.atoms, args.v_min, args.v_max, critic_sem, **style)
         self.target = deepcopy(self.critic).requires_grad_(False)
         self.obs_norm = RunningNorm(obs_dim) if args.obs_norm else nn.Identity()
         self.critic_obs_norm = RunningNorm(critic_obs_dim) if args.obs_norm and env.privileged else self.obs_norm
@@ -232,7 +238,8 @@ class FastTD3:
 
     def _adamw(self, network: nn.Module, lr: float) -> torch.optim.AdamW:
         rate = torch.tensor(lr, device=self.device)  # a tensor, so that the schedule needs no recompilation
-        return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=self.args.weight_decay, fused=True)
+        betas, weight_decay = self.args.adam_betas, self.args.weight_decay
+        return torch.optim.AdamW(network.parameters(), lr=rate, betas=betas, weight_decay=weight_decay, fused=True)
 
     # ---- acting ----
 
@@ -551,6 +558,8 @@ def resolve(args: Args) -> Args:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {legal}")
     if not 0 <= args.gamma <= 1 or not args.tau <= 1:
         raise ValueError(f"--gamma {args.gamma} --tau {args.tau}: both must be at most 1, gamma at least 0")
+    if not all(0 <= beta < 1 for beta in args.adam_betas):
+        raise ValueError(f"--adam-betas {args.adam_betas}: both must be at least 0 and below 1")
     if not args.std_min <= args.std_max:
         raise ValueError(f"--std-min {args.std_min} --std-max {args.std_max}: the first must not be the larger")
     return replace(args, device=device, amp=amp)

@@ -25,9 +25,11 @@ class DeterministicActor(nn.Module):
         hidden: Sequence[int],
         sem: SEMConfig | None = None,
         init_scale: float = 0.01,
+        activation: Activation = "relu",
+        norm: bool = False,
     ) -> None:
         super().__init__()
-        self.torso, width = mlp_torso(obs_dim, hidden, sem)
+        self.torso, width = mlp_torso(obs_dim, hidden, sem, activation=activation, norm=norm)
         self.head = nn.Linear(width, action_dim)
         # Small weights: the first actions are near 0 and the tanh is not saturated.
         nn.init.normal_(self.head.weight, std=init_scale)
