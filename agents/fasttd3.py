@@ -475,7 +475,7 @@ PRESETS: tuple[config.Row, ...] = (
             "atoms": 51,
             "v_min": -10.0,
             "v_max": 10.0,
-            "clipped_double_q": False,  # on walker-walk its pessimism takes twice the frames to 900, or never gets there
+            "clipped_double_q": False,  # on walker-walk its pessimism takes twice the frames to 900, or never arrives
             "reward_norm": True,  # the scale of the task's rewards is not known
             "actor_hidden": (256, 128, 128),
             "critic_hidden": (256, 128, 64),

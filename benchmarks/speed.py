@@ -379,10 +379,7 @@ def differences(code: Code, ours: fasttd3.Args, env: VecEnv, batch: TensorDict) 
             for name, (mine, theirs) in rival.weights(agent).items():
                 torch._foreach_copy_(theirs, mine)
                 start[name] = flat(mine)
-            ready, data = (
-                agent.prepare(batch),
-                to_reference(batch),
-            )  # a normaliser that has seen nothing changes nothing
+            ready, data = agent.prepare(batch), to_reference(batch)  # normalisers that have seen nothing: as it was
             compare(f"critic loss, {case}", agent.critic_loss(ready), rival.critic_loss(data)[0])
             compare(f"actor loss, {case}", agent.actor_loss(ready), rival.actor_loss(data))
             with torch.enable_grad():
@@ -605,7 +602,7 @@ def check(args: Args) -> tuple[fasttd3.Args, Code | None]:
 
 
 def check_common(args: Args | rivals.Args) -> None:
-    """Fail with one line where an argument is wrong that both commands have."""
+    """Fail with one line where an argument that both commands have is wrong."""
     config.positive(args, "repeats")
     config.require(args.threads >= 0, f"--threads {args.threads}: must be 0 or above")
     config.require(args.clock == "wall" or args.device == "cpu", "--clock cpu: does not see a GPU; take --device cpu")
@@ -618,18 +615,11 @@ def begin(args: Args | rivals.Args) -> dict[str, Any]:
     about = manifest()
     threads = f"{torch.get_num_threads()} threads of {machine.available_cores()} cores"
     print(f"machine    {about['hardware']['cpu']}, {threads}, torch {torch.__version__}, {args.device}")
-    paths: dict[str, Any] = {
-        name: None for name, value in asdict(args).items() if isinstance(value, Path)
-    }  # say nothing elsewhere
-    machine_keys = ("time", "git", "versions", "hardware", "torch")
-    return {"settings": {**asdict(args), **paths}, "machine": {key: about[key] for key in machine_keys}, "results": []}
-
-
-def finish(report: Mapping[str, Any], out: Path | None) -> None:
-    """Write the report."""
-    if out is not None:
-        out.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"\nevery number: {out}")
+    settings = {name: None if isinstance(x, Path) else x for name, x in asdict(args).items()}  # no path of one machine
+    return {
+        "settings": settings,
+        "machine": {key: about[key] for key in ("time", "git", "versions", "hardware", "torch")},
+    }
 
 
 def training(argv: Sequence[str]) -> None:
@@ -641,25 +631,17 @@ def training(argv: Sequence[str]) -> None:
     for flag, path in (("--cleanrl", args.cleanrl), ("--sb3-python", args.sb3_python)):
         config.require(path is None or path.exists(), f"{flag} {path}: there is no such file")
     try:
-        args = replace(
-            args, device=machine.resolve_device(args.device), threads=args.threads or machine.available_cores()
-        )
+        args.device = machine.resolve_device(args.device)
     except ValueError as error:
         config.fail(str(error))
-    torch.set_num_threads(args.threads)
+    threads = args.threads or machine.available_cores()
+    torch.set_num_threads(threads)
     report = begin(args)
     report["cleanrl"] = git_revision(args.cleanrl) if args.cleanrl else None
-    report |= {"versions": {}, "missing": {}}
-    print(f"clock      {args.clock}; median [least, largest] of {args.repeats} turns of {args.turn:,} frames\n")
-    for name in args.tasks:
-        try:
-            found = rivals.compare(args, rivals.TASKS[name])
-        except rivals.Missing as missing:
-            config.fail(str(missing))
-        report["results"] += found["results"]
-        report["versions"] |= found["versions"]
-        report["missing"] |= found["missing"]
-    finish(report, args.out)
+    try:
+        rivals.run(replace(args, threads=threads), report)
+    except rivals.Missing as missing:
+        config.fail(str(missing))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -681,7 +663,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     batch = replay.sample(args.batch_size)
     report = begin(args)
     report |= {"networks": {"actor": ours.actor_hidden, "critic": ours.critic_hidden, "atoms": ours.atoms}}
-    report |= {"num_envs": ours.num_envs, "freed_memory_kept": ["ours", "reference"], "reference": None}
+    report |= {"num_envs": ours.num_envs, "freed_memory_kept": ["ours", "reference"], "reference": None, "results": []}
     print(f"networks   actor {ours.actor_hidden}, 2 critics {ours.critic_hidden}, {ours.atoms} atoms")
     print(f"batch      {args.batch_size:,} of {args.obs_dim} observations and {args.action_dim} actions")
     if code is not None:
@@ -691,8 +673,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         worst = max(each.seen for each in found.values() if each.tolerated == LOSS_TOLERANCE)
         precision = "bfloat16" if Reference(code, ours, "off", env).amp else "float32"
         runs = f"{precision} (their amp needs CUDA), {'compiled' if args.compile else 'not compiled'}"
-        seen = {name: each._asdict() for name, each in found.items()}
-        report["reference"] = {"git": code.git, "runs": runs, "differences": seen}
+        apart = {name: each._asdict() for name, each in found.items()}
+        report["reference"] = {"git": code.git, "runs": runs, "differences": apart}
         print(f"reference  {runs}; with the same weights and batch, losses agree to {worst:.0e}")
     print(f"clock      {args.clock}; freed memory is kept on all sides; [least, largest] of {args.repeats} repeats\n")
 
@@ -704,7 +686,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = results(task, calls, measured)
         print(table(rows), flush=True)
         report["results"] += rows
-    finish(report, args.out)
+    if args.out is not None:
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"\nevery number: {args.out}")
 
 
 if __name__ == "__main__":

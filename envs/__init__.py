@@ -31,6 +31,7 @@ class Backend(NamedTuple):
 
 BACKENDS = {  # in the order in which "auto" tries them
     "torch": Backend("envs.torch", "torch", "pip install torch"),
+    "humanoidbench": Backend("envs.humanoidbench", "mujoco", "pip install mujoco"),
     "envpool": Backend("envs.envpool", "envpool", "pip install envpool"),
     "gymnasium": Backend("envs.gymnasium", "gymnasium", 'pip install "gymnasium[mujoco]"'),
 }

@@ -1,14 +1,10 @@
-"""FastTD3: its losses against independent computations, what each update moves, and the program as users run it."""
+"""FastTD3: its losses against independent computations, what each update moves, and whether it learns.
 
-import csv
-import json
-import os
+What it shares with the other agents, the program as users run it for instance, is in test_agents.py.
+"""
+
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +14,13 @@ from tensordict import TensorDict
 
 import envs
 from agents import fasttd3
-from agents.checkpoint import newest_checkpoint
 from agents.fasttd3 import Args, FastTD3
+from agents.run import Run
 from envs.torch import optimal_q, optimal_value
 
-ROOT = Path(__file__).parents[1]
 TINY = {
     "env_id": "PointMass-v0",
-    "device": "cpu",
-    "size": "small",
     "num_envs": 4,
-    "eval_envs": 2,
-    "total_timesteps": 400,
-    "learning_starts": 40,
-    "log_every": 80,
-    "eval_every": 200,
-    "save_every": 200,
-    "batch_size": 32,
-    "buffer_size": 400,
-    "num_updates": 2,
     "actor_hidden": (16, 16),
     "critic_hidden": (16, 16),
     "atoms": 11,
@@ -47,7 +31,6 @@ TINY = {
     "sem_critic_groups": 4,
     "sem_critic_vertices": 4,
     "amp": "off",
-    "threads": 1,
 }
 
 
@@ -71,7 +54,7 @@ def make_batch(agent: FastTD3, size: int = 64, seed: int = 0) -> TensorDict:
         "obs": obs,
         "critic_obs": obs if shared else torch.randn(size, critic_dim, generator=g),
         "action": torch.rand(size, action_dim, generator=g) * 2 - 1,
-        "reward": torch.rand(size, generator=g) * 3 - 1,
+        "reward": torch.rand(size, generator=g) * 30 - 15,  # many returns lie beyond the support
         "discount": torch.where(torch.rand(size, generator=g) < 0.3, 0.0, 0.9),
         "next_obs": next_obs,
         "next_critic_obs": next_obs if shared else torch.randn(size, critic_dim, generator=g),
@@ -257,289 +240,11 @@ def test_exploration_has_the_deviation_of_each_environment() -> None:
 
 
 def test_cosine_schedule() -> None:
-    agent = make_agent(tiny(critic_lr=1e-3, critic_lr_end=1e-4))
-    for progress, rate in ((0.0, 1e-3), (0.5, 5.5e-4), (1.0, 1e-4)):
+    agent = make_agent(tiny(critic_lr=1e-3, critic_lr_end=1e-4, actor_lr=2e-3, actor_lr_end=4e-3))
+    for progress, share in ((0.0, 1.0), (0.25, 0.5 + 0.125**0.5), (0.5, 0.5), (1.0, 0.0)):  # cos(pi / 4) is 0.5^0.5
         agent.anneal(progress)
-        assert float(agent.critic_optimizer.param_groups[0]["lr"]) == pytest.approx(rate)
-
-
-def test_rejects_what_it_cannot_learn() -> None:
-    for task in ("ClosedFormDiscrete-v0", "Pixels-v0"):
-        with pytest.raises(ValueError, match="needs continuous actions"):
-            FastTD3(tiny(env_id=task), envs.make(task, 2, 0))
-
-
-# ---- saving ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("sem", [True, False])
-def test_state_round_trip(sem: bool, tmp_path: Path) -> None:
-    agent, other = make_agent(tiny(sem=sem), seed=0), make_agent(tiny(sem=sem), seed=1)
-    batch = make_batch(agent)
-    agent.learn_norms(batch["obs"], batch["critic_obs"])
-    agent.update(batch)
-    torch.save(agent.state_dict(), tmp_path / "agent.pt")
-    other.load_state_dict(torch.load(tmp_path / "agent.pt", weights_only=True))
-    assert torch.equal(agent.act(batch["obs"]), other.act(batch["obs"]))
-    for one in (agent, other):  # the optimisers' state came along: the next update is the same too
-        torch.manual_seed(3)
-        one.update(batch)
-        one.update(batch)
-    assert torch.equal(agent.act(batch["obs"]), other.act(batch["obs"]))
-
-
-@pytest.mark.parametrize("changes", [{"sem": True}, {"env_id": "PointMassPrivileged-v0"}, {"critic_hidden": (16, 8)}])
-def test_checkpoint_of_another_architecture_is_named(changes: dict) -> None:
-    with pytest.raises(ValueError, match=r"the checkpoint does not fit: .* there and .* here"):
-        make_agent(tiny(**changes)).load_state_dict(make_agent(tiny()).state_dict())
-
-
-# ---- the program -----------------------------------------------------------------------------------------------------
-
-
-def flags(**values) -> list[str]:
-    out = []
-    for name, value in values.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            out += [f"--{'' if value else 'no-'}{flag}"]
-        else:
-            out += [f"--{flag}", *([str(x) for x in value] if isinstance(value, tuple) else [str(value)])]
-    return out
-
-
-def run_main(root: Path, **changes) -> Path:
-    """Train in this process; returns the run directory."""
-    root.mkdir(exist_ok=True)
-    before = set(root.iterdir())
-    assert fasttd3.main([*flags(**{**TINY, **changes}), "--run-root", str(root), "--quiet"]) == 0
-    (made,) = set(root.iterdir()) - before
-    return made
-
-
-def final_state(run_dir: Path) -> dict:
-    checkpoint, _ = newest_checkpoint(run_dir)
-    return {name: checkpoint.load(name) for name in ("agent", "loop", "replay") if checkpoint.has(name)}
-
-
-def metric_rows(run_dir: Path, but: tuple[str, ...] = ("time/", "charts/SPS")) -> list[tuple[str, ...]]:
-    """Rows of metrics.csv without what depends on the clock."""
-    with open(run_dir / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [(r["metric"], r["step"], r["value"]) for r in rows if not r["metric"].startswith(but)]
-
-
-def assert_same(a, b, where: str = "") -> None:
-    """Bit for bit, in nested dicts and lists."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}/{i}")
-    elif isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num()), where
-    else:
-        assert a == b or a != a, where
-
-
-def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
-    run_dir = run_main(tmp_path, sem=True)
-    assert json.loads((run_dir / "status.json").read_text())["state"] == "done"
-    saved = json.loads((run_dir / "config.json").read_text())
-    assert saved["sem_actor"] is True and saved["amp"] == "off" and saved["device"] == "cpu"
-    tags = {metric for metric, _, _ in metric_rows(run_dir, but=())}
-    assert {
-        *("charts/episodic_return", "charts/episodic_length", "charts/SPS", "losses/qf_loss", "losses/actor_loss"),
-        *("eval/episodic_return", "time/env", "time/learn", "time/other", "sem/actor_entropy", "sem/critic_entropy"),
-        "health/nonfinite_transitions",
-    } <= tags
-    assert len(list((run_dir / "checkpoints").iterdir())) == 2
-    assert [int(step) for metric, step, _ in metric_rows(run_dir) if metric == "eval/episodic_return"] == [200, 400]
-
-
-def test_same_seed_same_run_another_seed_another_run(tmp_path: Path) -> None:
-    one, two, other = (run_main(tmp_path / str(i), sem=True, seed=seed) for i, seed in enumerate((1, 1, 2)))
-    assert metric_rows(one) == metric_rows(two)
-    assert_same(final_state(one), final_state(two))
-    assert metric_rows(one) != metric_rows(other)
-
-
-def test_training_is_the_same_with_evaluation_logging_and_saving_off(tmp_path: Path) -> None:
-    plain = final_state(run_main(tmp_path / "plain", log_every=0, eval_every=0, save_every=0))
-    watched = final_state(run_main(tmp_path / "watched", log_every=4, eval_every=8, save_every=12))
-    for state in (plain, watched):  # what a report has read and reset is not training
-        for name in ("loss_sum", "loss_count"):
-            state["agent"].pop(name)
-        state["loop"]["stats"].pop("interval")
-    assert_same(plain, watched)
-
-
-BOOLS = [f.name for f in fields(Args) if "bool" in str(f.type) and f.name not in ("quiet", "compile")]
-
-
-@pytest.mark.parametrize("name", BOOLS)
-def test_every_switch_both_ways(name: str, tmp_path: Path) -> None:
-    for value in (True, False):
-        run_dir = run_main(tmp_path, env_id="PointMassPrivileged-v0", total_timesteps=120, **{name: value})
-        assert json.loads((run_dir / "config.json").read_text())[name] is value
-        assert all(torch.isfinite(x).all() for x in final_state(run_dir)["agent"]["modules"].values())
-
-
-EDGES = [
-    {"num_envs": 1, "batch_size": 1, "buffer_size": 2, "n_step": 1},
-    {"n_step": 5, "policy_frequency": 1, "num_updates": 1},
-    {"num_updates": 5, "policy_frequency": 3, "max_grad_norm": 0.1},
-    {"replay_dtype": "bfloat16", "amp": "bfloat16"},
-    {"learning_starts": 0, "gamma": 0.0, "tau": 1.0},
-    {"total_timesteps": 1},
-    {"std_min": 0.0, "std_max": 0.0, "policy_noise": 0.0},
-    {"size": "small", "atoms": 2, "sem": True, "sem_temperature": 0.1},
-]
-
-
-@pytest.mark.parametrize("changes", EDGES, ids=[",".join(c) for c in EDGES])
-def test_edge_values(changes: dict, tmp_path: Path) -> None:
-    run_dir = run_main(tmp_path, **{"total_timesteps": 120, **changes})
-    assert all(torch.isfinite(x).all() for x in final_state(run_dir)["agent"]["modules"].values())
-
-
-BAD = [
-    (["--env-id", "PointMas-v0"], "PointMass-v0"),
-    (["--env-id", "ClosedFormDiscrete-v0"], "needs continuous actions"),
-    (["--bach-size", "3"], "--batch-size"),
-    (["--batch-size", "many"], "--batch-size many: expected an integer"),
-    (["--batch-size", "0"], "--batch-size 0: must be above 0"),
-    (["--gamma", "1.5"], "--gamma 1.5"),
-    (["--std-min", "0.5", "--std-max", "0.1"], "--std-min 0.5"),
-    (["--v-min", "5", "--v-max", "-5"], "v_min < v_max"),
-    (["--device", "cuda:77"], "CUDA"),
-    (["--device", "tpu"], "--device tpu"),
-    (["--sem", "--sem-actor-vertices", "1"], "vertices >= 2"),
-    (["--resume", "nowhere"], "nowhere"),
-    (["--num-envs", "-1"], "--num-envs -1"),
-    (["--buffer-size", "10000000000000"], "--buffer-size"),
-]
-
-
-@pytest.mark.parametrize(("words", "message"), BAD, ids=[" ".join(words) for words, _ in BAD])
-def test_bad_input_is_one_line_and_leaves_nothing(words: list[str], message: str, tmp_path: Path, capsys) -> None:
-    root = tmp_path / "runs"
-    with pytest.raises(SystemExit) as stop:
-        fasttd3.main([*flags(**TINY), "--run-root", str(root), *words])
-    err = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert err.startswith("error: ") and err.count("\n") == 1 and message in err, err
-    assert not root.exists() or not list(root.iterdir())
-
-
-def test_a_nan_of_the_simulator_is_quarantined(tmp_path: Path, monkeypatch) -> None:
-    make = envs.make
-
-    def make_with_nan(task, *args, **options):
-        return make(task, *args, **options, nan_at=(1, 2, 1))
-
-    monkeypatch.setattr(envs, "make", make_with_nan)
-    run_dir = run_main(tmp_path, env_id="Scripted-v0", v_max=1e5, eval_every=0, total_timesteps=400)
-    state = final_state(run_dir)
-    tensors = {**state["replay"]["ring"], **state["replay"]["finals"], **state["agent"]["modules"]}
-    assert all(torch.isfinite(x).all() for x in tensors.values() if x.is_floating_point())
-    spoilt = sum(float(value) for metric, _, value in metric_rows(run_dir) if metric == "health/nonfinite_transitions")
-    assert spoilt == 1
-
-
-# ---- as a process ----------------------------------------------------------------------------------------------------
-
-
-def start(*words: str, **changes) -> subprocess.Popen:
-    command = [sys.executable, "agents/fasttd3.py", *flags(**{**TINY, **changes}), *words]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_checkpoint(process: subprocess.Popen, root: Path, at_least: int = 1) -> Path:
-    limit = time.monotonic() + 120
-    while time.monotonic() < limit and process.poll() is None:
-        found = sorted(root.glob("*/checkpoints/step_*"))
-        if len(found) >= at_least:
-            return found[0].parents[1]
-        time.sleep(0.01)
-    raise AssertionError(f"no checkpoint: {process.communicate()}")
-
-
-LONG = {"total_timesteps": 6_000, "save_every": 400, "eval_every": 1_000, "log_every": 200, "sem": True, "n_step": 3}
-
-
-def resume(run_dir: Path, *words: str) -> int:
-    return fasttd3.main(["--resume", str(run_dir), "--quiet", *words])
-
-
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    """kill -9 at an arbitrary moment, then --resume: every tensor, random stream and metric is as if nothing was."""
-    whole = run_main(tmp_path / "whole", **LONG)
-    process = start("--run-root", str(tmp_path / "killed"), "--quiet", **LONG)
-    run_dir = wait_for_checkpoint(process, tmp_path / "killed", 2)
-    process.kill()
-    process.communicate()
-    assert json.loads((run_dir / "status.json").read_text())["step"] < LONG["total_timesteps"]
-    assert resume(run_dir) == 0
-    assert_same(final_state(whole), final_state(run_dir))
-    assert metric_rows(whole) == metric_rows(run_dir)
-
-
-def test_resume_falls_back_from_a_corrupt_checkpoint(tmp_path: Path, capsys) -> None:
-    constant = {"critic_lr_end": 1e-3, "actor_lr_end": 1e-3}  # the schedule goes by total_timesteps
-    whole = run_main(tmp_path / "whole", total_timesteps=800, **constant)
-    part = run_main(tmp_path / "part", total_timesteps=600, **constant)  # checkpoints at 400 and 600
-    newest, _ = newest_checkpoint(part)
-    with open(newest.path / "agent.pt", "r+b") as file:
-        file.seek(1000)
-        file.write(b"\0garbage")
-    capsys.readouterr()
-    assert resume(part, "--total-timesteps", "800") == 0
-    assert "step_000000000600" in capsys.readouterr().err
-    assert_same(final_state(part), final_state(whole))
-
-
-def test_resume_refuses_other_settings(tmp_path: Path, capsys) -> None:
-    run_dir = run_main(tmp_path)
-    for words in (["--gamma", "0.5"], ["--sem"], []):
-        with pytest.raises(SystemExit) as stop:
-            resume(run_dir, *words)
-        assert stop.value.code == 2
-    assert capsys.readouterr().err.count("error:") == 3
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_and_exits_with_75(number: int, tmp_path: Path) -> None:
-    process = start("--run-root", str(tmp_path), **{**LONG, "total_timesteps": 10_000_000})
-    run_dir = wait_for_checkpoint(process, tmp_path)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 75, err
-    status = json.loads((run_dir / "status.json").read_text())
-    assert status["state"] == "interrupted" and status["why"] == signal.Signals(number).name
-    checkpoint, _ = newest_checkpoint(run_dir)
-    assert checkpoint.step == status["step"]
-    assert "run directory" in out
-
-
-def test_resume_on_an_engine_without_snapshots(tmp_path: Path) -> None:
-    """EnvPool cannot restore a simulator: learner and replay continue exactly, environments begin new episodes."""
-    changes = {"env_id": "InvertedPendulum-v5", "eval_every": 0, "v_max": 100.0}
-    run_dir = run_main(tmp_path, total_timesteps=200, **changes)
-    before = final_state(run_dir)
-    assert resume(run_dir, "--total-timesteps", "400") == 0
-    after = final_state(run_dir)
-    assert after["agent"]["updates"] == before["agent"]["updates"] + 2 * 200 // 4
-    filled = before["replay"]["step"]
-    assert after["replay"]["step"] == filled + 200 // 4 + 1  # one slot is the seam
-    assert torch.equal(
-        after["replay"]["ring"]["action"][: filled * 4], before["replay"]["ring"]["action"][: filled * 4]
-    )
+        rates = [float(x.param_groups[0]["lr"]) for x in (agent.critic_optimizer, agent.actor_optimizer)]
+        assert rates == pytest.approx([1e-4 + 9e-4 * share, 4e-3 - 2e-3 * share])
 
 
 # ---- learning --------------------------------------------------------------------------------------------------------
@@ -569,15 +274,25 @@ LEARNING = {
 }
 
 
+def train(root: Path, **changes) -> tuple[FastTD3, dict[str, float]]:
+    """The agent after a run with its presets and these changes, and the last evaluation."""
+    asked = replace(Args(), **changes)
+    preset = {name: value for _, overrides in fasttd3.presets(asked) for name, value in overrides.items()}
+    args = fasttd3.resolve(replace(asked, **{**preset, **changes}))
+    built = fasttd3.build(args)
+    with Run.create(args, root=root, quiet=True) as run:
+        score = fasttd3.train(run, *built)
+        run.finish()
+    return built[0], score
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sem", [True, False])
 def test_learns_the_point_mass(sem: bool, tmp_path: Path) -> None:
     """Random forces earn 20 in the 100 steps of an episode, a wrong sign less than 10, a sensible policy 85."""
     changes = {**LEARNING, "env_id": "PointMass-v0", "total_timesteps": 12_000, "v_max": 60.0, "atoms": 61, "sem": sem}
-    changes |= {"eval_every": 12_000, "gamma": 0.97}
-    run_dir = run_main(tmp_path, **changes)
-    score = [float(value) for metric, _, value in metric_rows(run_dir) if metric == "eval/episodic_return"]
-    assert score[-1] > 60
+    _, score = train(tmp_path, **changes, eval_every=12_000, gamma=0.97)
+    assert score["episodic_return"] > 60
 
 
 @pytest.mark.slow
@@ -595,9 +310,7 @@ def test_reaches_the_optimal_value_in_closed_form(sem: bool, tmp_path: Path) -> 
     args |= {"batch_size": 1024, "num_updates": 4, "tau": 0.05, "policy_noise": 0.0, "obs_norm": False, "eval_every": 0}
     args |= {"std_min": 0.3, "std_max": 1.0, "critic_lr_end": 1e-5, "actor_lr_end": 1e-5, "clipped_double_q": False}
     args |= {"critic_hidden": (128, 64 if sem else 128), "atoms": 29}
-    run_dir = run_main(tmp_path, **args)
-    agent = make_agent(replace(Args(), **args))
-    agent.load_state_dict(final_state(run_dir)["agent"])
+    agent, _ = train(tmp_path, **args)
     axis = torch.linspace(-1, 1, 41)
     grid = torch.cartesian_prod(axis, axis)
     everywhere = optimal_q(grid[:, :1], grid[:, 1:], gamma)

@@ -1,5 +1,6 @@
-"""benchmarks/speed.py: what it counts, what it divides by what, and that our losses are those of the authors' code."""
+"""benchmarks/speed.py, rivals.py: what they count, what they divide by what, and that all sides do the same work."""
 
+import io
 import json
 import os
 import statistics
@@ -10,11 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from agents import fasttd3
-from benchmarks import speed
+from agents import config, fastsac, fasttd3, ppo
+from benchmarks import rivals, speed
+from benchmarks.rivals import Gate, Missing, Order, Pool, Program, Restarting, Row, Task, Turn
 from benchmarks.speed import Contestant, RandomEnv, Reference
 from envs.check import check
 
@@ -28,6 +31,10 @@ SMALL = [
 ]
 TASKS = [*speed.UPDATES, "replay sample, n_step 1", "replay sample, n_step 3", "replay add"]
 CPU = torch.device("cpu")
+CLEANRL, SB3_PYTHON = os.environ.get("CLEANRL_REFERENCE"), os.environ.get("SB3_PYTHON")
+POLE = Task("PPO", "CartPole-v1", 3, (8, 8), (2, 4, 2, 4), num_steps=16, num_minibatches=2, update_epochs=1)
+PENDULUM = replace(POLE, env_id="Pendulum-v1")
+PONG = replace(POLE, env_id="Pong-v5", images=True)
 
 
 def run(tmp_path: Path, *flags: str) -> tuple[dict[str, Any], str]:
@@ -89,6 +96,14 @@ def test_the_script_times_every_contestant_and_writes_what_it_prints(tmp_path: P
         (["--device", "cuda", "--clock", "cpu"], "--clock cpu"),
         (["--out", "absent/results.json"], "--out absent/results.json"),
         (["--reference", "absent"], "--reference absent: there is no fast_td3/fast_td3.py"),
+        (["ppo", "--repeats", "0"], "--repeats 0"),
+        (["ppo", "--turn", "0"], "--turn 0"),
+        (["ppo", "--threads", "-1"], "--threads -1"),
+        (["ppo", "--tasks", "chess"], "--tasks chess"),
+        (["ppo", "--device", "cuda:99"], "--device cuda:99"),
+        (["ppo", "--cleanrl", "absent"], "--cleanrl absent"),
+        (["ppo", "--sb3-python", "absent"], "--sb3-python absent"),
+        (["ppo", "--out", "absent/results.json"], "--out absent/results.json"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -195,6 +210,396 @@ def test_ratios_are_to_the_same_sem_of_the_reference_and_to_sem_off_of_oneself()
     theirs = rows[Contestant("reference", "float32", "both")]
     assert theirs["to_reference"] is None and theirs["to_sem_off"]["ratio"] == 1.5
     assert "1.500 [1.100, 1.500]" in speed.table(list(rows.values()))
+
+
+# ---- PPO and SAC in training -----------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """A program that trains at a given rate, and writes down when it had its turn."""
+
+    def __init__(self, name: str, order: list[str], seconds: list[float]) -> None:
+        self.name, self.order, self.seconds = name, order, seconds
+
+    def turn(self, frames: int) -> Turn:
+        self.order.append(self.name)
+        return Turn(frames, self.seconds.pop(0), 1.0)
+
+
+def test_programs_take_turns_there_and_back_and_the_first_does_not_count() -> None:
+    order: list[str] = []
+    programs = {name: Recorder(name, order, [99.0, 1.0, 2.0]) for name in ("a", "b", "c")}
+    turns = rivals.take_turns(programs, 2, 7)
+    assert order == [*"abc", *"cba", *"abc"]
+    assert turns == {name: [Turn(7, 1.0, 1.0), Turn(7, 2.0, 1.0)] for name in programs}
+
+
+def rows_of(names: dict[str, str]) -> list[Row]:
+    sides = {name: Row(name, side, "", Order("ours", POLE, 1, "cpu")) for name, side in names.items()}  # type: ignore[arg-type]
+    return [row._replace(sem_off="ours" if name == "ours --sem" else None) for name, row in sides.items()]
+
+
+def test_ours_is_compared_with_the_fastest_rival_and_sem_with_ours_without() -> None:
+    rows = rows_of({"ours": "ours", "ours --sem": "ours", "slow": "rival", "fast": "rival", "alone": "simulator"})
+    turns = {
+        "ours": [Turn(100, 1.0, 10.0), Turn(100, 2.0, 10.0), Turn(100, 4.0, 10.0)],
+        "ours --sem": [Turn(100, 1.1, 11.0), Turn(100, 2.0, 11.0), Turn(100, 3.6, 11.0)],
+        "slow": [Turn(100, 50.0, 40.0)] * 3,
+        "fast": [Turn(200, 8.0, 100.0), Turn(200, 8.0, 100.0), Turn(200, 16.0, 100.0)],
+        "alone": [Turn(1000, 1.0, 20.0)] * 3,
+    }
+    found = {row["program"]: row for row in rivals.results(rows, turns, "wall")}
+    ours, sem = found["ours"], found["ours --sem"]
+    assert (ours["frames_per_s"], ours["min"], ours["max"]) == (50, 25, 100)
+    assert ours["fastest_rival"] == "fast" and ours["speedup"] == {"ratio": 2.0, "min": 2.0, "max": 4.0}
+    assert sem["to_sem_off"] == {"ratio": 1.0, "min": pytest.approx(0.9), "max": pytest.approx(1.1)}
+    assert found["fast"]["speedup"] is None and ours["to_sem_off"] is None
+    assert ours["cpu_us"] == pytest.approx(1e5) and ours["learner_us"] == pytest.approx(1e5 - 2e4)
+    assert found["alone"]["learner_us"] is None
+    by_cpu = {row["program"]: row for row in rivals.results(rows, turns, "cpu")}
+    assert by_cpu["ours"]["frames_per_s"] == 10 and by_cpu["ours"]["fastest_rival"] == "slow"
+    assert by_cpu["ours"]["speedup"]["ratio"] == pytest.approx(4)
+    text = rivals.table("title", list(found.values()), {"CleanRL": "not installed"})
+    assert "2.000 [2.000, 4.000]" in text and text.splitlines()[-1].split(maxsplit=1) == ["CleanRL", "not installed"]
+
+
+def test_without_a_rival_there_is_no_speedup() -> None:
+    found = rivals.results(rows_of({"ours": "ours"}), {"ours": [Turn(1, 1.0, 1.0)]}, "wall")
+    assert found[0]["speedup"] is None and found[0]["fastest_rival"] is None and found[0]["learner_us"] is None
+
+
+def test_a_turn_ends_with_the_iteration_that_reaches_its_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = {"wall": 0.0, "cpu": 0.0}
+    monkeypatch.setattr(rivals.time, "perf_counter", lambda: now["wall"])
+    monkeypatch.setattr(rivals.time, "process_time", lambda: now["cpu"])
+
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(rivals.os, "_exit", leave)
+    reports = io.StringIO()
+    gate = Gate(io.StringIO("10\n5\n"), reports)
+    with pytest.raises(SystemExit) as stop:
+        for frames in range(4, 100, 4):
+            now["wall"] += 2
+            now["cpu"] += 3
+            gate(frames, "bfloat16")
+    assert stop.value.code == 0
+    # after the first iteration; 10 frames are reached after three more; 5 after two more; then nobody asks
+    assert [json.loads(line) for line in reports.getvalue().splitlines()] == [
+        [4, 2, 3, "bfloat16"],
+        [12, 6, 9, "bfloat16"],
+        [8, 4, 6, "bfloat16"],
+    ]
+
+
+def program(tmp_path: Path, order: Order, python: str = sys.executable) -> Program:
+    env = {"OMP_NUM_THREADS": "1"}
+    return Program(rivals.command(Row("x", "ours", python, order)), tmp_path, env)
+
+
+def test_a_process_trains_only_when_it_is_told_to(tmp_path: Path) -> None:
+    with program(tmp_path, Order("simulator", POLE, 1, "cpu")) as simulator:
+        versions, first = simulator.start()
+        assert versions["numpy"] == np.__version__ and first.frames == 3
+        turns = [simulator.turn(30), simulator.turn(31)]
+        assert [turn.frames for turn in turns] == [30, 33]
+        assert all(turn.wall_s > 0 and turn.cpu_s > 0 for turn in turns)
+        process = simulator._process
+        assert process.poll() is None
+    assert process.poll() is not None
+
+
+def test_a_process_that_ends_says_why(tmp_path: Path) -> None:
+    why = r"^nowhere is no checkout of .*: there is no cleanrl/ppo_continuous_action\.py$"
+    order = Order("CleanRL", POLE, 1, "cpu", checkout="nowhere")
+    with program(tmp_path, order) as absent, pytest.raises(Missing, match=why):
+        absent.start()
+
+
+def test_what_is_not_installed_is_named_with_the_command_that_installs_it() -> None:
+    with pytest.raises(
+        Missing, match=r"^not installed \(No module named 'absent_module'\): .* -m pip install a-package$"
+    ):
+        rivals.need("absent_module", "a-package")
+    assert rivals.need("json") is json
+
+
+def test_what_is_left_out_is_in_the_table_and_bfloat16_is_not_measured_twice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Fake(Recorder):
+        def __init__(self, command: list[str], folder: Path, env: dict[str, str]) -> None:
+            self.sb3 = json.loads(command[2])["program"] == "SB3"
+            super().__init__("", [], [1.0] * 9)
+
+        def __enter__(self) -> "Fake":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def start(self) -> tuple[dict[str, str], Turn]:
+            if self.sb3:
+                raise Missing("not installed: pip install stable-baselines3")
+            return {"torch": "2"}, Turn(1, 1.0, 1.0, "off")
+
+    monkeypatch.setattr(rivals, "Program", Fake)
+    report = rivals.compare(rivals.Args(repeats=2, threads=1), POLE)
+    assert [row["program"] for row in report["results"]] == ["ours", "ours --sem", "simulator alone"]
+    assert set(report["missing"]) == {"CleanRL", "SB3 PPO, EnvPool"}
+    printed = capsys.readouterr().out
+    assert all(why in printed for why in report["missing"].values())
+
+
+@pytest.mark.parametrize("task", [*rivals.TASKS.values(), POLE], ids=str)
+def test_our_flags_are_legal_and_leave_nothing_to_presets_that_costs_time(task: Task) -> None:
+    agent: Any = ppo if task.algorithm == "PPO" else fastsac
+    words = [str(word) for word in rivals.our_flags(Order("ours", task, 1, "cpu"))]
+    args = config.parse(agent.Args, agent.presets, words).args
+    bare = config.parse(agent.Args, None, words).args
+    costs_nothing = {
+        *(
+            "gamma",
+            "gae_lambda",
+            "learning_rate",
+            "clip_coef",
+            "ent_coef",
+            "vf_coef",
+            "eval_envs",
+            "eval_sample",
+            "tau",
+        ),
+        *("critic_lr", "actor_lr", "alpha_lr", "v_min", "v_max", "atoms", "adam_betas", "alpha_init"),
+        *("target_entropy_ratio", "log_std_max"),
+    }
+    differ = {name for name, value in vars(args).items() if value != getattr(bare, name)}
+    assert differ <= costs_nothing
+    for name in ("num_envs", "env_id", "num_steps", "num_minibatches", "update_epochs", "batch_size", "num_updates"):
+        if hasattr(args, name):
+            assert getattr(args, name) == getattr(task, name)
+    assert args.actor_hidden == args.critic_hidden == task.hidden
+    assert args.sem_actor_groups * args.sem_actor_vertices == task.hidden[-1]
+    assert args.sem_critic_groups * args.sem_critic_vertices == task.hidden[-1]
+    assert args.log_every == args.eval_every == args.save_every == 0 and not args.sem
+    agent.resolve(args)
+
+
+def test_ours_trains_under_the_gate_and_the_report_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lineup = rivals.lineup
+
+    def short(args: rivals.Args, task: Task) -> tuple[list[Row], dict[str, str]]:
+        rows, missing = lineup(args, task)
+        return [row for row in rows if row.name in ("ours", "simulator alone")], missing
+
+    monkeypatch.setattr(rivals, "TASKS", {"cheetah": POLE})
+    monkeypatch.setattr(rivals, "lineup", short)
+    out = tmp_path / "results.json"
+    flags = ["--tasks", "cheetah", "--repeats", "1", "--turn", "50", "--threads", "1", "--clock", "cpu"]
+    speed.main(["ppo", *flags, "--out", str(out)])
+    report = json.loads(out.read_text())
+    ours, alone = report["results"]
+    assert ours["program"] == "ours" and alone["program"] == "simulator alone"
+    assert [turn["frames"] for turn in ours["turns"]] == [96]  # two rollouts of 3 * 16
+    assert [turn["frames"] for turn in alone["turns"]] == [51]
+    assert ours["cpu_us"] > 0 and ours["precision"] == "float32"
+    assert report["settings"]["turn"] == 50 and report["settings"]["out"] is None
+    assert report["machine"]["torch"]["threads"] == 1 and "CleanRL" in report["missing"]["cheetah"]
+    assert torch.__version__.startswith(report["versions"]["cheetah"]["ours"]["torch"].partition("+")[0])
+    assert "simulator alone" in capsys.readouterr().out
+
+
+def test_the_simulator_is_the_same_with_the_interface_of_2022() -> None:
+    import envpool
+
+    now, then = (envpool.make_gymnasium("CartPole-v1", num_envs=3, seed=5) for _ in range(2))
+    old = rivals.old_interface(then)
+    assert np.array_equal(now.reset()[0], old.reset())
+    old.num_envs = 3  # as CleanRL's script does
+    ends = 0
+    for _ in range(60):
+        action = np.ones(3, np.int32)
+        obs, reward, terminated, truncated, _ = now.step(action)
+        old_obs, old_reward, done, info = old.step(action)
+        assert np.array_equal(obs, old_obs) and np.array_equal(reward, old_reward)
+        assert np.array_equal(done, terminated | truncated) and "elapsed_step" in info
+        ends += done.sum()
+    assert ends
+
+
+def test_moments_are_those_of_all_rows() -> None:
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(3, 2, (n, 4)) for n in (2, 7, 5)]
+    moments = rivals.Moments((4,))
+    for batch in rows:
+        moments.update(batch)
+    seen = np.concatenate(rows)
+    assert np.allclose(moments.mean, seen.mean(0), rtol=1e-3) and np.allclose(moments.var, seen.var(0), rtol=1e-3)
+
+
+def test_normalised_environments_are_the_plain_ones_normalised_by_hand() -> None:
+    plain, normal = Pool(PENDULUM, 1, normalise=False), Pool(PENDULUM, 1, normalise=True)
+    rng = np.random.default_rng(0)
+    seen = [plain.reset()[0]]
+    first = normal.reset()[0]
+    assert first.dtype == np.float32
+    returns, running = [], np.zeros(3)
+    for _ in range(230):  # past the time limit of 200
+        action = rng.uniform(-9, 9, (3, 1))  # beyond the bounds
+        obs, reward, terminated, truncated, _ = plain.step(action.clip(-2, 2))
+        norm_obs, norm_reward, *ends, _ = normal.step(action)
+        assert np.array_equal(ends, [terminated, truncated])
+        seen.append(obs)
+        running = 0.99 * running + reward
+        returns.append(running.copy())
+        running[terminated | truncated] = 0
+        every = np.concatenate(seen).astype(float)
+        expected = ((obs - every.mean(0)) / every.std(0)).clip(-10, 10)
+        assert np.allclose(norm_obs, expected, atol=2e-3)
+        assert np.allclose(norm_reward, (reward / np.std(returns)).clip(-10, 10), rtol=2e-3)
+    assert truncated.sum() == 0 and np.std(returns) > 1
+
+
+@pytest.mark.parametrize("task", [POLE, PENDULUM], ids=lambda task: task.env_id)
+def test_what_sb3_sees_is_the_simulator_without_its_reset_rows(task: Task) -> None:
+    pool, env = Pool(task, 1, normalise=False), Restarting(task, 1, normalise=False)
+    n = task.num_envs
+
+    def action(counts: np.ndarray) -> np.ndarray:
+        """Of each environment, by how many transitions it has made."""
+        if task is POLE:
+            return (counts // 3 + np.arange(n)) % 2
+        return np.sin(counts[:, None] + np.arange(n)[:, None])
+
+    streams: list[list[Any]] = [[] for _ in range(n)]  # of each environment: transitions as tuples
+    obs, counts, fresh = pool.reset()[0], np.zeros(n, int), np.zeros(n, bool)
+    for _ in range(450):
+        after, reward, terminated, truncated, _ = pool.step(action(counts))
+        for i in np.flatnonzero(~fresh):
+            streams[i].append((obs[i], reward[i], after[i], bool(terminated[i]), bool(truncated[i])))
+        counts += ~fresh
+        obs, fresh = after, terminated | truncated
+    obs, counts = env.reset(), np.zeros(n, int)
+    ends = 0
+    for t in range(min(len(stream) for stream in streams)):
+        after, reward, done, infos = env.step(action(counts))
+        counts += 1
+        for i in range(n):
+            before, gain, successor, terminated, truncated = streams[i][t]
+            assert np.array_equal(obs[i], before) and reward[i] == gain and done[i] == (terminated or truncated)
+            assert np.array_equal(infos[i].get("terminal_observation", after[i]), successor)
+            assert infos[i].get("TimeLimit.truncated", False) == (truncated and not terminated)
+            assert ("terminal_observation" in infos[i]) == done[i]
+            ends += done[i]
+        obs = after
+    assert ends > n
+
+
+ATARI_SCRIPT = """
+import argparse, envpool, gym
+from torch.utils.tensorboard import SummaryWriter
+
+class Wrapped(gym.Wrapper):
+    def step(self, action):
+        *out, info = super().step(action)
+        return *out, {**info, "seen": True}
+
+parser = argparse.ArgumentParser()
+for name in ("env_id", "num_envs", "num_steps", "num_minibatches", "update_epochs", "total_timesteps"):
+    parser.add_argument("--" + name, type=str if name == "env_id" else int)
+parser.add_argument("--no-cuda", action="store_true")
+args = parser.parse_args()
+assert args.no_cuda
+envs = envpool.make(args.env_id, env_type="gym", num_envs=args.num_envs, episodic_life=True, reward_clip=True, seed=1)
+envs.num_envs = args.num_envs
+envs = Wrapped(envs)
+assert isinstance(envs.action_space, gym.spaces.Discrete)
+writer = SummaryWriter("runs")
+writer.add_text("x", "y")
+import numpy as np
+obs = envs.reset()
+assert obs.shape == (args.num_envs, 4, 84, 84) and obs.dtype == np.uint8
+for step in range(1, 100):
+    obs, reward, done, info = envs.step(np.zeros(args.num_envs, np.int32))
+    assert info["seen"] and "lives" in info
+    writer.add_scalar("losses/x", 0.5, step)
+    writer.add_scalar("charts/SPS", 100, step * args.num_envs)
+"""
+
+CONTINUOUS_SCRIPT = """
+import sys
+import gymnasium as gym
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+def make():
+    env = gym.make("Pendulum-v1")
+    return gym.wrappers.TransformObservation(env, lambda obs: np.clip(obs, -10, 10))
+
+envs = gym.vector.SyncVectorEnv([make for _ in range(3)])
+assert isinstance(envs.single_action_space, gym.spaces.Box)
+obs, _ = envs.reset(seed=1)
+writer = SummaryWriter("runs")
+for step in range(1, 100):
+    obs, reward, terminated, truncated, infos = envs.step(np.zeros((3, 1), np.float32))
+    assert obs.shape == (3, 3)
+    writer.add_scalar("charts/SPS", type(envs).__name__, step * 3)
+"""
+
+
+@pytest.mark.parametrize("case", ["atari", "EnvPool", "as published"])
+def test_scripts_like_cleanrls_run_as_they_are(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import envpool
+    import gymnasium
+
+    task, script = (PONG, ATARI_SCRIPT) if case == "atari" else (PENDULUM, CONTINUOUS_SCRIPT)
+    path = tmp_path / "cleanrl" / f"ppo_{'atari_envpool' if case == 'atari' else 'continuous_action'}.py"
+    path.parent.mkdir()
+    path.write_text(script)
+    # what run_cleanrl replaces in its own process is put back in this one
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(envpool, "make", envpool.make)
+    monkeypatch.setattr(gymnasium.vector, "SyncVectorEnv", gymnasium.vector.SyncVectorEnv)
+    monkeypatch.setattr(gymnasium.wrappers, "TransformObservation", gymnasium.wrappers.TransformObservation)
+    for name in ("gym", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, sys.modules.get(name))  # type: ignore[arg-type]
+    seen = []
+
+    def gate(frames: int) -> None:
+        seen.append(frames)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    order = Order("CleanRL", task, 1, "cpu", checkout=str(tmp_path), on_envpool=case == "EnvPool")
+    with pytest.raises(KeyboardInterrupt):
+        rivals.run_cleanrl(order, gate)  # type: ignore[arg-type]
+    assert seen == [3, 6, 9, 12]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("order", "frames"),
+    [
+        (Order("CleanRL", replace(PONG, num_envs=2), 1, "cpu"), 64),
+        (Order("CleanRL", replace(PENDULUM, env_id="HalfCheetah-v5"), 1, "cpu"), 96),
+        (Order("CleanRL", replace(PENDULUM, env_id="HalfCheetah-v5"), 1, "cpu", on_envpool=False), 96),
+        (Order("SB3", replace(PONG, num_envs=2), 1, "cpu"), 64),
+        (Order("SB3", PENDULUM, 1, "cpu"), 96),
+        (Order("SB3", Task("SAC", "Pendulum-v1", 3, (8, 8), (2, 4, 2, 4), batch_size=8, num_updates=2), 1, "cpu"), 51),
+    ],
+    ids=["CleanRL Atari", "CleanRL EnvPool", "CleanRL as published", "SB3 Atari", "SB3 PPO", "SB3 SAC"],
+)
+def test_the_rivals_themselves_train_under_the_gate(tmp_path: Path, order: Order, frames: int) -> None:
+    if not (CLEANRL if order.program == "CleanRL" else SB3_PYTHON):
+        pytest.skip("set CLEANRL_REFERENCE to a checkout, SB3_PYTHON to an interpreter that has stable-baselines3")
+    python = SB3_PYTHON if order.program == "SB3" else sys.executable
+    assert python is not None
+    order = order._replace(checkout=str(Path(CLEANRL or "").resolve()))
+    with program(tmp_path, order, python) as rival:
+        rival.start()
+        turn = rival.turn(50)
+    assert turn.frames == frames and turn.wall_s > 0 and turn.cpu_s > 0
 
 
 # ---- against the authors' code ---------------------------------------------------------------------------------------

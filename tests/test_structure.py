@@ -52,7 +52,7 @@ def constants(code: ast.Module) -> dict[str, str]:
 
 WITH_ARGS = [module for module in FILES if args_class(tree(module))]
 AGENTS = [m for m in WITH_ARGS if m.startswith("agents.") and "PRESETS" in constants(tree(m))]
-VERBS = [m for m in FILES if m in ("agents.play", "agents.export")]  # what is done with a trained agent, of any kind
+VERBS = [m for m in FILES if m in ("agents.play", "agents.show", "agents.export")]  # done with a run, of any agent
 SHARED = [m for m in FILES if m.startswith("agents.") and m not in AGENTS and m not in VERBS]
 ADAPTERS = {backend.module: backend.package for backend in envs.BACKENDS.values()}
 
