@@ -183,9 +183,6 @@ class Reference:
 
     def __init__(self, code: Code, ours: fasttd3.Args, sem: str, env: VecEnv) -> None:
         device, obs_dim, action_dim = env.device, env.obs_space.shape[0], env.action_space.shape[0]  # type: ignore[index]
-        for name, hidden in (("actor", ours.actor_hidden), ("critic", ours.critic_hidden)):
-            if hidden != (hidden[0], hidden[0] // 2, hidden[0] // 4):
-                raise ValueError(f"the authors' {name} halves its width twice, ours is {hidden}")
         self.args, self.ours, self.device = code.settings, ours, device
         self.amp = code.settings.amp and code.settings.cuda and device.type == "cuda"
         self.amp_dtype = torch.bfloat16 if code.settings.amp_dtype == "bf16" else torch.float16
@@ -422,15 +419,17 @@ def with_sem(args: fasttd3.Args, place: str) -> fasttd3.Args:
 def settings(args: Args) -> fasttd3.Args:
     """Return our agent's settings for what is timed: those of the size, of no task, with every update one of both.
 
+    Each hidden layer has half the units of the one before, since the authors' classes have no others.
+
     Raises:
         ValueError: a value is out of range, or the device is absent.
     """
     ours = fasttd3.Args(env_id="random", size=args.size, device=args.device)
     for _, overrides in fasttd3.presets(ours):
         ours = replace(ours, **overrides)
-    return fasttd3.resolve(
-        replace(ours, batch_size=args.batch_size, policy_frequency=1, n_step=1, reward_norm=False, compile=args.compile)
-    )
+    actor, critic = ((units[0], units[0] // 2, units[0] // 4) for units in (ours.actor_hidden, ours.critic_hidden))
+    ours = replace(ours, actor_hidden=actor, critic_hidden=critic, batch_size=args.batch_size, compile=args.compile)
+    return fasttd3.resolve(replace(ours, policy_frequency=1, n_step=1, reward_norm=False))
 
 
 def update_calls(args: fasttd3.Args, code: Code | None, env: VecEnv, batch: TensorDict) -> dict[str, Calls]:

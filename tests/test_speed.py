@@ -234,6 +234,15 @@ def test_programs_take_turns_there_and_back_and_the_first_does_not_count() -> No
     assert turns == {name: [Turn(7, 1.0, 1.0), Turn(7, 2.0, 1.0)] for name in programs}
 
 
+def test_a_program_that_dies_in_its_turn_is_named(tmp_path: Path) -> None:
+    script = "import sys; print('{}'); print([1, 1, 1]); sys.stdout.flush(); input(); sys.exit('out of coal')"
+    with Program([sys.executable, "-c", script], tmp_path, {}) as dying:
+        assert dying.start() == ({}, Turn(1, 1, 1))
+        for _ in range(2):  # the second time nobody is there to be told
+            with pytest.raises(Missing, match=r"^engine ended in its turn: out of coal$"):
+                rivals.take_turns({"engine": dying}, 1, 10)
+
+
 def rows_of(names: dict[str, str]) -> list[Row]:
     sides = {name: Row(name, side, "", Order("ours", POLE, 1, "cpu")) for name, side in names.items()}  # type: ignore[arg-type]
     return [row._replace(sem_off="ours" if name == "ours --sem" else None) for name, row in sides.items()]

@@ -18,7 +18,7 @@ import pytest
 
 import envs
 from agents import config
-from envs.families import CLASSIC, GYM_MUJOCO, HUMANOIDBENCH
+from envs.families import CLASSIC, GYM_MUJOCO
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("agents", "benchmarks", "envs", "networks")
@@ -118,13 +118,18 @@ def level(module: str) -> int:
     return {"networks.layers": 0, "networks.normalize": 0, "networks.sem": 1, "networks.torso": 2}.get(module, 3)
 
 
+def adapter_of(module: str) -> str | None:
+    """Return the adapter that a module is or is a part of, as `envs.humanoidbench_tasks` is of `envs.humanoidbench`."""
+    return next((name for name in ADAPTERS if module == name or module.startswith(f"{name}_")), None)
+
+
 def allows_own(module: str, target: str) -> bool:
     """Whether a module of ours may import another."""
     package, into = module.partition(".")[0], target.partition(".")[0]
     if package == "networks":
         return into == "networks" and level(target) < level(module) and "." in module
-    if module in ADAPTERS:
-        return target in ("envs.base", "envs.host")  # the latter has what engines on the CPU share
+    if adapter := adapter_of(module):  # envs.host has what engines on the CPU share
+        return target in ("envs.base", "envs.host") or adapter_of(target) == adapter
     if module == "envs.host":
         return target == "envs.base"
     if package == "envs":
@@ -139,17 +144,17 @@ def allows_own(module: str, target: str) -> bool:
 
 def allows(module: str, target: str, lazy: bool) -> bool:
     """Whether a module may import something: the table of rules, in the order of who asks."""
-    package, root = module.partition(".")[0], target.partition(".")[0]
+    package, root, adapter = module.partition(".")[0], target.partition(".")[0], adapter_of(module)
     if root in PACKAGES:
         return allows_own(module, target)
     if root in sys.stdlib_module_names:
         return True
     if is_simulator(target):
-        return lazy and module in ADAPTERS and root not in set(ADAPTERS.values()) - {ADAPTERS[module]}
+        return lazy and adapter is not None and root not in set(ADAPTERS.values()) - {ADAPTERS[adapter]}
     if package == "networks":
         return root in ("torch", "tensordict")
     if package == "envs":
-        return root in ("torch", "numpy", "gymnasium") or (lazy and module in ADAPTERS)
+        return root in ("torch", "numpy", "gymnasium") or (lazy and adapter is not None)
     return root in declared()
 
 
@@ -175,6 +180,10 @@ def test_imports_keep_the_rules(module: str) -> None:
         ("envs.torch", "def f():\n import envpool"),
         ("envs.gymnasium", "def f():\n from envpool.registration import registry"),
         ("envs.envpool", "from envs.gymnasium import GymnasiumEnv"),
+        ("envs.gymnasium", "def f():\n import mujoco"),
+        ("envs.gymnasium", "from envs.humanoidbench_tasks import TASKS"),
+        ("envs.humanoidbench_scenes", "import mujoco"),
+        ("envs.humanoidbench_scenes", "from envs.envpool import tasks"),
         ("envs.host", "def f():\n import gymnasium"),
         ("envs.host", "import envs"),
         ("envs.host", "from envs.gymnasium import make"),
@@ -205,6 +214,8 @@ def test_the_rules_forbid(module: str, statement: str) -> None:
         ("networks.critics", "import math, torch.nn.functional\nfrom networks.sem import SEM"),
         ("envs.base", "import numpy\nfrom gymnasium.spaces import Box"),
         ("envs.envpool", "from envs.host import HostEnv\ndef f():\n from envpool.registration import registry"),
+        ("envs.humanoidbench", "from envs.humanoidbench_tasks import TASKS\nfrom envs.host import HostEnv"),
+        ("envs.humanoidbench_scenes", "from envs.base import TaskError\ndef f():\n import mujoco"),
         (
             "envs.host",
             "import math, numpy, torch\nfrom gymnasium.spaces import Box\nfrom envs.base import Step, VecEnv",
@@ -342,7 +353,7 @@ def test_presets_match_tasks_of_one_suite_only(module: str) -> None:
     pytest.importorskip("envpool")
     wrong = []
     for name, patterns, _, _ in rows(module):
-        known = (p for p in patterns if p not in ("*", *HUMANOIDBENCH) and not p.startswith("ALE/"))
+        known = (p for p in patterns if p != "*" and not p.startswith("ALE/"))
         hits = {p: {task for task in families() if fnmatchcase(task, p)} for p in known}
         wrong += [f"{name}: {p} matches no task" for p, tasks in hits.items() if not tasks]
         suites = {p: {families()[task] for task in tasks} for p, tasks in hits.items()}
@@ -369,6 +380,7 @@ SUITES = {
     "envpool.mujoco.playground": "PLAYGROUND",
     "envpool.mujoco.gym": "GYM_MUJOCO",
     "envpool.atari": "ATARI",
+    "humanoidbench": "HUMANOIDBENCH",
 }
 
 

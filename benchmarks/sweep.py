@@ -1,0 +1,470 @@
+"""Train a grid of agents x tasks x variants x seeds, and go on with it until all of it is done.
+
+    python benchmarks/sweep.py --agents fasttd3 --tasks WalkerWalk-v1 CheetahRun-v1 \\
+        --variants "sem-off:" "sem-on:--sem" "sem-actor:--sem --no-sem-critic" --seeds 1-5 \\
+        --out runs/walker -- --total-timesteps 100000      # after -- come flags of the agents
+    python benchmarks/sweep.py benchmarks/suites/walker-small.toml --gpus 0,1 --per-gpu 2
+    python benchmarks/status.py runs/walker                # from another shell
+
+Every run is a process of its own, `python agents/x.py --run-dir OUT/runs/TASK/AGENT__VARIANT/seedK ...`. All tasks and
+variants of the first seed come first, so that what a sweep has done is a fair comparison whenever it stops.
+
+Give the same command again, after a crash, a reboot or a kill: what is done is skipped, what is half done goes on from
+its checkpoint, and what still runs is waited for and not started twice. A run that was killed is started again, twice
+at most; one that has failed by itself is not, unless you say --retry-failed. Runs of other settings or of other code
+are not mixed with these, unless you say so with --mismatch. Ctrl-C or SIGTERM let all runs save.
+
+Exit status: 0 all done, 1 something is not (listed, with its last lines), 75 stopped by a signal, 2 bad input.
+
+Engines: local, this machine, nothing to install; ray, the machines of a Ray cluster (pip install 'semrl[ray]'); slurm,
+array jobs (pip install 'semrl[slurm]').
+"""
+
+import difflib
+import fcntl
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
+
+import tyro
+
+from agents import config
+from benchmarks import engines, status
+from benchmarks.engines import ROOT, Job, Verdict
+from benchmarks.status import read_json, write_json
+
+RESERVED = ("--env-id", "--seed", "--exp-name", "--run-dir", "--run-root", "--resume")
+"""what the grid decides"""
+IGNORED = ("--run-dir", "--threads", "--quiet", "--keep-checkpoints")
+"""flags that may differ between two lives of a run"""
+IGNORED_WHEN_DONE = ("--log-every", "--save-every", "--save-replay", "--env-threads")
+"""flags that no result depends on"""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass
+class Args:
+    """Train a grid of agents x tasks x variants x seeds. Flags of the agents come last, after --."""
+
+    suite: tyro.conf.Positional[str] = ""
+    """TOML file with agents, tasks, variants, seeds and flags, see benchmarks/suites; the flags here win"""
+
+    # ---- the grid ----
+    agents: tuple[str, ...] = ("fasttd3",)
+    """agents by name, or paths of programs that take the same flags"""
+    tasks: tuple[str, ...] = ()
+    """tasks, by the names that `python -m envs` lists"""
+    variants: tuple[str, ...] = ("default:",)
+    """variants to compare, each a name, a colon and flags: "sem-off:" "sem-on:--sem" """
+    seeds: tuple[str, ...] = ("1-5",)
+    """seeds, single or from-to"""
+
+    # ---- where ----
+    out: str = ""
+    """directory of the sweep; by default runs/ and the name of the suite"""
+    engine: Literal["local", "ray", "slurm"] = "local"
+    """what decides where a run runs"""
+    gpus: str = "auto"
+    """GPUs by number, 0,1 for instance; auto for all of this machine, none for the CPU; with ray and slurm anything but
+    none is a share of some GPU for each run"""
+    per_gpu: int = 1
+    """runs that share a GPU; more than the memory holds are not started"""
+    slots: int = 0
+    """runs side by side on the CPU; 0 for as many as there are cores. With slurm: within one task, by default 1"""
+    threads: int = 0
+    """CPU threads of each run's learner; 0 for an equal share of the cores"""
+    ray_address: str = ""
+    """Ray cluster to join; empty for the one that runs here, or a new one"""
+    slurm: tuple[str, ...] = ()
+    """parameters of submitit, key=value: timeout_min=720 gpus_per_node=1 cpus_per_task=8 slurm_partition=gpu"""
+
+    # ---- what to do about what is there ----
+    retries: int = 2
+    """how often a run that was killed, or has saved itself, is started again"""
+    retry_failed: bool = False
+    """also start again what has failed by itself"""
+    mismatch: Literal["refuse", "keep", "rerun"] = "refuse"
+    """what to do about runs that were made with other settings or other code: refuse to go on, keep them and go on, or
+    put them aside in OUT/replaced and run them again"""
+    dry_run: bool = False
+    """print the commands and do nothing"""
+
+
+# ---- the grid --------------------------------------------------------------------------------------------------------
+
+
+class Grid(NamedTuple):
+    """What is to be trained."""
+
+    scripts: dict[str, str]
+    """agent -> program"""
+    tasks: list[str]
+    variants: dict[str, list[str]]
+    """name -> flags"""
+    seeds: list[int]
+    flags: list[str]
+    """of all runs"""
+
+
+def grid_of(args: Args, explicit: set[str], flags: Sequence[str]) -> Grid:
+    """Return the grid that a suite and the command line ask for.
+
+    Raises:
+        ValueError: it makes no sense.
+    """
+    suite: dict[str, Any] = {}
+    if args.suite:
+        try:
+            suite = tomllib.loads(Path(args.suite).read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read the suite {args.suite}: {error}") from error
+        if unknown := sorted(suite.keys() - {"agents", "tasks", "variants", "seeds", "flags"}):
+            raise ValueError(f"{args.suite}: unknown key {unknown[0]}; legal are agents, tasks, variants, seeds, flags")
+
+    def ask(name: str, given: Any) -> Any:
+        return given if name in explicit else suite.get(name, given)
+
+    tasks = [str(task) for task in ask("tasks", args.tasks)]
+    if stray := [task for task in tasks if task.endswith(".toml")]:
+        raise ValueError(f"{stray[0]} is among the tasks: name the suite before the flags")
+    if not tasks:
+        raise ValueError("no tasks: name some with --tasks, or a suite (--help says more)")
+    scripts = {Path(agent).stem: _script(agent) for agent in ask("agents", args.agents)}
+    grid = Grid(
+        scripts,
+        tasks,
+        _variants(ask("variants", args.variants)),
+        _seeds(ask("seeds", args.seeds)),
+        [*shlex.split(suite.get("flags", "")), *flags],
+    )
+    for words in (grid.flags, *grid.variants.values()):
+        for word in words:
+            if (flag := word.partition("=")[0].replace("_", "-")) in RESERVED:
+                raise ValueError(f"{flag} is what the sweep sets itself")
+    if len({_slug(task) for task in tasks}) < len(tasks):
+        raise ValueError(f"tasks occur twice, or share a directory: {' '.join(tasks)}")
+    return grid
+
+
+def _script(agent: str) -> str:
+    """Path of an agent's program."""
+    path = Path(agent) if agent.endswith(".py") else ROOT / "agents" / f"{agent}.py"
+    if not path.is_file():
+        names = [p.stem for p in (ROOT / "agents").glob("*.py") if "PRESETS" in p.read_text()]
+        near = difflib.get_close_matches(agent, names, n=1)
+        raise ValueError(
+            f"no agent {agent!r}{f'; did you mean {near[0]}?' if near else ''}: {', '.join(sorted(names))}"
+        )
+    return str(path.resolve())
+
+
+def _variants(asked: Any) -> dict[str, list[str]]:
+    """Name -> flags, from a table or from "name:flags"."""
+    pairs = list(asked.items()) if isinstance(asked, dict) else [str(text).partition(":")[::2] for text in asked]
+    for name, _ in pairs:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
+            raise ValueError(f"variant {name!r}: write it as name:flags, the name of letters, digits and . + - _")
+    if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+        raise ValueError(f"two variants are called {twice[0]}")
+    return {name: shlex.split(flags) for name, flags in pairs}
+
+
+def _seeds(asked: Any) -> list[int]:
+    """Numbers from "1-5", "7" or 7."""
+    found: list[int] = []
+    for text in asked if isinstance(asked, (list, tuple)) else [asked]:
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(text))
+        if not match:
+            raise ValueError(f"--seeds {text}: expected numbers, single or from-to")
+        first, last = int(match[1]), int(match[2] or match[1])
+        found += range(first, last + 1)
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"--seeds {asked}: expected at least one, and none twice")
+    return found
+
+
+def settings_of(words: Sequence[str], kind: str = "cpu") -> dict[str, str]:
+    """Return flags in a form that can be compared: `--no-sem` is `--sem` "no", of two equal ones the last counts.
+
+    The device counts as cpu or gpu, since sizes are chosen by it; its number does not.
+    """
+    found: dict[str, str] = {}
+    flag = ""
+    for word in words:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            flag = flag.replace("_", "-")
+            if flag.startswith("--no-"):
+                flag, value, equals = f"--{flag[5:]}", "no", "="
+            found[flag] = value if equals else ""
+        elif flag:
+            found[flag] = f"{found[flag]} {word}".strip()
+    found["--device"] = "cpu" if found.get("--device") == "cpu" else kind
+    return {flag: value for flag, value in sorted(found.items()) if flag not in IGNORED}
+
+
+def _slug(text: str) -> str:
+    """A name for a directory."""
+    return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII)
+
+
+def jobs_of(grid: Grid, root: Path, kind: str, any_code: bool = False) -> list[Job]:
+    """Return the runs, in the order in which they start: all of the first seed, then all of the next."""
+    git = git_version()
+    code = {agent: engines.code_version(script) for agent, script in grid.scripts.items()}
+    jobs = []
+    for seed in grid.seeds:
+        for task in grid.tasks:
+            for agent, script in grid.scripts.items():
+                for variant, own in grid.variants.items():
+                    name = f"{agent}__{variant}"
+                    key = f"{_slug(task)}/{name}/seed{seed}"
+                    flags = ["--env-id", task, "--seed", str(seed), "--exp-name", name]
+                    flags += ["--run-dir", str(root / "runs" / key), *grid.flags, *own]
+                    jobs.append(
+                        Job(
+                            key=key,
+                            dir=root / "runs" / key,
+                            script=script,
+                            flags=tuple(flags),
+                            settings=settings_of(flags, kind),
+                            code=code[agent],
+                            git=git,
+                            any_code=any_code,
+                            cwd=os.getcwd(),
+                        )
+                    )
+    return jobs
+
+
+def git_version() -> str:
+    """Commit of this checkout, and whether files differ from it; empty outside of git."""
+    try:
+        words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+        return subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+# ---- what is there already -------------------------------------------------------------------------------------------
+
+
+def difference(job: Job) -> str:
+    """How a run that is there was made differently from what is asked now, in words; empty if it was not."""
+    launch = read_json(job.dir / "launch.json")
+    settings = launch.get("settings")
+    if not isinstance(settings, dict):
+        data = any((job.dir / name).exists() for name in ("config.json", "status.json", "result.json"))
+        return "there is no record of its settings" if data else ""
+    ignored = IGNORED_WHEN_DONE if status.done(job.dir) else ()
+    changes = [
+        f"{flag} was {settings.get(flag, 'not given') or 'on'}, is {job.settings.get(flag, 'not given') or 'on'}"
+        for flag in sorted(settings.keys() | job.settings.keys())
+        if settings.get(flag) != job.settings.get(flag) and flag not in ignored
+    ]
+    if changes:
+        return f"other settings: {', '.join(changes)}"
+    if launch.get("source") != job.code:
+        before = f"git {launch.get('git') or 'unknown'}, source {launch.get('source')}"
+        return f"other code: it ran with {before}; this is git {job.git or 'unknown'}, source {job.code}"
+    return ""
+
+
+def resolve_mismatch(jobs: Sequence[Job], root: Path, policy: str) -> None:
+    """Keep runs of other settings or other code, or put them aside.
+
+    Raises:
+        ValueError: there are some, and they are to be refused, or run at this moment.
+    """
+    differing = [(job, text) for job in jobs if (text := difference(job))]
+    if not differing:
+        return
+    job, text = differing[0]
+    count = f"{len(differing)} of {len(jobs)} runs in {root} differ from what is asked; {job.key}: {text}"
+    if policy == "refuse":
+        raise ValueError(f"{count}. Use another --out, or --mismatch keep, or --mismatch rerun")
+    if policy == "rerun":
+        running = [job.key for job, _ in differing if status.alive(job.dir)]
+        if running:
+            raise ValueError(f"{count}. It cannot be replaced while it runs: {running[0]}")
+        for job, _ in differing:
+            target = root / "replaced" / time.strftime("%Y%m%d-%H%M%S") / job.key
+            target.parent.mkdir(parents=True)
+            shutil.move(job.dir, target)
+    print(f"{count}: {'kept' if policy == 'keep' else 'put aside in ' + str(root / 'replaced')}", file=sys.stderr)
+
+
+def lock(root: Path) -> IO[str]:
+    """Hold the directory against a second sweep; two would fill the same slots.
+
+    Raises:
+        ValueError: there is one.
+    """
+    file = open(root / ".sweep.lock", "a+")  # noqa: SIM115  lives as long as the sweep
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise ValueError(f"{holder} works on {root} already; python benchmarks/status.py {root}") from error
+    except OSError as error:
+        print(f"{root}: no locks on this file system ({error}); start no second sweep there", file=sys.stderr)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} of {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+# ---- the sweep -------------------------------------------------------------------------------------------------------
+
+
+def places(args: Args) -> tuple[list[str], str]:
+    """Return the slots of this machine, each a GPU's name or empty, and whether runs are on the gpu or the cpu."""
+    names = [] if args.gpus == "none" else engines.gpus() if args.gpus == "auto" else args.gpus.split(",")
+    if names:
+        return names * args.per_gpu, "gpu"
+    return [""] * (args.slots or max(1, engines.cores() // max(args.threads, 1))), "cpu"
+
+
+def engine_of(args: Args, root: Path, slots: Sequence[str], kind: str, screen: status.Screen) -> engines.Engine:
+    """Return the engine that is asked for.
+
+    Raises:
+        ValueError: something is missing, or wrong.
+    """
+    cache = root / ".cache" / "torchinductor"
+    if args.engine == "ray":
+        share = 1 / args.per_gpu if kind == "gpu" else 0.0
+        return engines.Ray(args.ray_address, share, args.threads or 1, cache, root / ".stop")
+    if args.engine == "slurm":
+        parameters = dict(text.partition("=")[::2] for text in args.slurm)
+        count = parameters.get("gpus_per_node", "1")
+        side_by_side = args.per_gpu * int(count) if kind == "gpu" and count.isdigit() else max(args.slots, 1)
+        per_gpu = args.per_gpu if kind == "gpu" else 0
+        return engines.Slurm(root, parameters, per_gpu, side_by_side, args.threads or None)
+    threads = args.threads or (max(1, engines.cores() // len(slots)) if len(slots) > 1 else None)
+    return engines.Local(slots, threads, cache, screen.say)
+
+
+def describe(jobs: Sequence[Job], todo: Sequence[Job], args: Args, slots: Sequence[str]) -> str:
+    """One line about what is going to happen."""
+    if args.engine == "local":
+        gpus = sorted({slot for slot in slots if slot})
+        where = f"{args.per_gpu} per GPU on GPU {', '.join(gpus)}" if gpus else f"{len(slots)} side by side on the CPU"
+    else:
+        where = f"on {args.engine}"
+    return f"{len(jobs)} runs, {len(todo)} to do, {where}"
+
+
+def report(jobs: Sequence[Job], verdicts: Mapping[str, Verdict], root: Path) -> None:
+    """Print what is not done, with the last lines of what has failed, and what to do about it."""
+    count = Counter(verdict.state for verdict in verdicts.values())
+    parts = [f"{count['done']} of {len(jobs)} done", *(f"{count[v]} {v}" for v in ("failed", "unfinished") if count[v])]
+    print(f"{root}: {', '.join(parts)}")
+    for job in jobs:
+        if verdicts[job.key].state == "failed":
+            print(f"\nfailed   {job.key}  {verdicts[job.key].why}")
+            for line in status.last_lines(job.dir / "log.txt", 3):
+                print(f"         {line[:200]}")
+            print(f"         log: {job.dir / 'log.txt'}")
+    if count["failed"]:
+        print("\nThe same command with --retry-failed starts the failed runs again.")
+    if count["unfinished"]:
+        print("\nThe same command goes on with what is unfinished.")
+    print(f"learning curves  tensorboard --logdir {root / 'runs'}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sweep; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index("--") if "--" in words else len(words)
+    parsed = config.parse(Args, argv=words[:cut])
+    args = parsed.args
+    config.positive(args, "per_gpu")
+    config.require(min(args.slots, args.threads, args.retries) >= 0, "--slots, --threads and --retries: 0 or above")
+    root = Path(args.out or Path("runs") / (Path(args.suite).stem if args.suite else "sweep")).absolute()
+    slots, kind = places(args)
+    if args.engine == "slurm" and any(text.startswith(("gpus_per_node=", "slurm_gpus")) for text in args.slurm):
+        kind = "gpu"
+    try:
+        jobs = jobs_of(grid_of(args, parsed.explicit, words[cut + 1 :]), root, kind, args.mismatch == "keep")
+        if args.dry_run:
+            print("\n".join(shlex.join(job.argv(args.threads or None)) for job in jobs))
+            return 0
+        root.mkdir(parents=True, exist_ok=True)
+        with lock(root):
+            return sweep(args, jobs, root, slots, kind, ["benchmarks/sweep.py", *words])
+    except ValueError as error:
+        config.fail(str(error))
+    except OSError as error:
+        config.fail(f"cannot write in {root}: {error.strerror or error}")
+
+
+def sweep(args: Args, jobs: Sequence[Job], root: Path, slots: Sequence[str], kind: str, command: list[str]) -> int:
+    """Run what is not done of these; returns the exit status.
+
+    Raises:
+        ValueError: something is missing, or the runs that are there do not belong to these.
+        OSError: the disk refuses before anything is started.
+    """
+    resolve_mismatch(jobs, root, args.mismatch)
+    seen = {job.key: status.look(job.key, job.dir) for job in jobs}
+    verdicts = {
+        key: Verdict(run.state if run.state in ("done", "failed") else "unfinished", run.why)
+        for key, run in seen.items()
+    }
+    skipped = ("done",) if args.retry_failed else ("done", "failed")
+    todo = [job for job in jobs if seen[job.key].state not in skipped]
+    record = read_json(root / "sweep.json")
+    known = record.get("runs") if isinstance(record.get("runs"), list) else []
+    session = {
+        "command": command,
+        "cwd": os.getcwd(),
+        "host": socket.gethostname(),
+        "engine": args.engine,
+        "slots": len(slots) if args.engine == "local" else None,
+        "per_gpu": args.per_gpu if kind == "gpu" else None,
+        "git": jobs[0].git,
+        "started": time.time(),
+    }
+    sessions = [*(record.get("sessions") or []), session]
+    runs = list(dict.fromkeys([*(known or []), *seen]))
+    write_json(root / "sweep.json", {"runs": runs, "sessions": sessions})
+    if todo:
+        screen = status.Screen(root, seen)
+        engine = engine_of(args, root, slots, kind, screen)
+        stop = engines.Stop()
+        before = {number: signal.signal(number, stop.heard) for number in STOP_SIGNALS}
+        try:
+            screen.look()
+            screen.say(f"{root}: {describe(jobs, todo, args, slots)}")
+            verdicts |= engines.Drive(todo, engine, args.retries, stop, screen.say, screen.refresh).run()
+        finally:
+            screen.close()
+            engine.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        session["ended"] = time.time()
+        write_json(root / "sweep.json", {"runs": runs, "sessions": sessions})
+        if stop.name and not engine.waits_on_stop:
+            print(engine.farewell())
+    report(jobs, verdicts, root)
+    if all(verdict.state == "done" for verdict in verdicts.values()):
+        return 0
+    return engines.SAVED if todo and stop.name else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

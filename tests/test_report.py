@@ -1,0 +1,1010 @@
+"""benchmarks/report.py: what it takes from run directories, what it makes of it, and that nothing goes missing."""
+
+import base64
+import csv
+import io
+import json
+import math
+import re
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+from agents.run import Run
+from benchmarks import report, stats
+from benchmarks.report import Args, Comparison, Reference, Series, Study, collect, main
+from envs.families import ATARI_SCORES, DMC
+
+RETURN = "eval/episodic_return"
+WALKER, CHEETAH = "WalkerWalk-v1", "CheetahRun-v1"
+STEPS = [100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
+
+
+def write_run(
+    path: Path,
+    values: Sequence[float],
+    task: str = WALKER,
+    seed: int = 1,
+    variant: str = "off",
+    state: str | None = "done",
+    *,
+    steps: Sequence[int] | None = None,
+    planned: int = 1000,
+    config: Mapping[str, Any] | None = None,
+    metric: str = RETURN,
+    why: str = "",
+    agent: str = "fasttd3",
+    argv: Sequence[str] | None = None,
+    start: str = "2026-11-20T10:00:00+00:00",
+    seconds: float = 0.01,
+) -> Path:
+    """A run directory as `agents/run.py` leaves it, with evaluations at `STEPS` that come `seconds` per frame."""
+    path.mkdir(parents=True)
+    settings = {"env_id": task, "exp_name": variant, "seed": seed, "total_timesteps": planned, "sem": variant != "off"}
+    (path / "config.json").write_text(json.dumps({**settings, **(config or {})}))
+    words = argv if argv is not None else [f"/somewhere/agents/{agent}.py", "--env-id", task, "--seed", str(seed)]
+    revision = {"revision": "0123456789abcdef", "dirty": False}
+    (path / "manifest.json").write_text(
+        json.dumps(
+            {"time": start, "program": agent, "argv": list(words), "git": revision, "versions": {}, "hardware": {}}
+        )
+    )
+    if state:
+        (path / "status.json").write_text(json.dumps({"state": state, "why": why, "time": time.time() - 1000}))
+    with open(path / "metrics.csv", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("exp_name", "env_id", "seed", "metric", "step", "wall_s", "value"))
+        for step, value in zip(steps or STEPS, values, strict=False):
+            for name, x in (("losses/qf_loss", 0.5), (metric, value), (f"{metric}_std", 7.0)):
+                writer.writerow((variant, task, seed, name, step, step * seconds, x))
+    return path
+
+
+def never_started(path: Path) -> None:
+    """A run that its agent has refused."""
+    path.mkdir(parents=True)
+    (path / "log.txt").write_text("$ python agents/fasttd3.py\nerror: no such task\n")
+
+
+def sweep(root: Path, cells: Mapping[tuple[str, str], Sequence[float]], **options: Any) -> Path:
+    """Runs in a sweep's layout: (task, variant) -> what each seed scores all the time."""
+    for (task, variant), scores in cells.items():
+        for seed, score in enumerate(scores, 1):
+            path = root / "runs" / task / f"fasttd3__{variant}" / f"seed{seed}"
+            write_run(path, [score] * 10, task, seed, variant, **options)
+    return root
+
+
+def study(*dirs: Path, **options: Any) -> Study:
+    args = Args(**{"reps": 200, **options})
+    return Study(collect(dirs, args.metric), args)
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RunArgs:
+    """Settings of a run that trains nothing."""
+
+    env_id: str = "PointMass-v0"
+    exp_name: str = "plain, with a comma"
+    seed: int = 4
+    total_timesteps: int = 200
+    sem: bool = False
+
+
+def read(path: Path) -> report.Record:
+    run = report.read_run(path, path.name, [RETURN])
+    assert run is not None
+    return run
+
+
+def test_a_run_of_the_agents_is_read_as_it_stands(tmp_path: Path) -> None:
+    with Run.create(RunArgs(), run_dir=tmp_path / "run", quiet=True) as run:
+        run.log(100, {RETURN: 3.5, f"{RETURN}_std": 9.0})
+        run.log(150, {"losses/actor_loss": 1.0})
+        assert read(run.dir).state == "running"
+        status = json.loads((run.dir / "status.json").read_text())
+        (run.dir / "status.json").write_text(json.dumps({**status, "time": time.time() - 3600}))
+        assert read(run.dir).state == "running", "silent for an hour, but it holds its lock"
+        run.log(200, {RETURN: 4.25})
+        run.finish("done", score={"episodic_return": 4.25})
+        done = read(run.dir)
+    assert (done.task, done.variant, done.seed, done.planned) == ("PointMass-v0", "plain, with a comma", 4, 200)
+    assert done.state == "done" and done.config["sem"] is False and "python" in done.manifest["versions"]
+    assert done.series[RETURN].steps.tolist() == [100, 200] and done.series[RETURN].values.tolist() == [3.5, 4.25]
+    assert (np.diff(done.series[RETURN].wall_s) >= 0).all() and done.broken == 0
+
+
+def test_a_run_without_a_process_is_dead(tmp_path: Path) -> None:
+    run = Run.create(RunArgs(), run_dir=tmp_path / "run", quiet=True)
+    run.log(100, {RETURN: 3.5})
+    status = json.loads((run.dir / "status.json").read_text())
+    (run.dir / "status.json").write_text(json.dumps({**status, "time": time.time() - 3600}))
+    run.close()  # as the kernel does for a process that is killed
+    found = read(run.dir)
+    assert (found.state, found.why) == ("killed", "its process ended without a word")
+    assert found.series[RETURN].values.tolist() == [3.5]
+
+
+FAILED_LAUNCH = '{"verdict": "failed", "why": "exit status 2: error: no", "ended": 1.0}'
+
+
+@pytest.mark.parametrize(
+    ("files", "state", "why"),
+    [
+        ({"status.json": '{"state": "done"}'}, "done", ""),
+        ({"status.json": '{"state": "run', "result.json": '{"step": 9}'}, "done", ""),
+        # asked for more frames since it was done
+        (
+            {"status.json": '{"state": "interrupted", "total_timesteps": 20}', "result.json": '{"step": 9}'},
+            "interrupted",
+            "",
+        ),
+        ({"status.json": '{"state": "failed", "why": "ValueError: no"}'}, "failed", "ValueError: no"),
+        ({"status.json": '{"state": "failed"}', "log.txt": "one\ntwo\r 5%\rthe end\n\n"}, "failed", "the end"),
+        ({"status.json": '{"state": "interrupted", "why": "SIGTERM"}'}, "interrupted", "SIGTERM"),
+        ({"status.json": '{"state": "running"}'}, "killed", "its process ended without a word"),
+        ({"status.json": '{"state": "run'}, "killed", "status.json cannot be read"),
+        ({"status.json": "[1]"}, "killed", "status.json cannot be read"),
+        ({}, "killed", "no status.json"),
+        # of a sweep: it goes on with what was killed, until it gives up
+        ({"status.json": '{"state": "running"}', "launch.json": '{"pid": 1}'}, "interrupted", ""),
+        ({"status.json": '{"state": "running"}', "launch.json": FAILED_LAUNCH}, "failed", "exit status 2: error: no"),
+        ({"config.json": None, "launch.json": FAILED_LAUNCH}, "failed", "exit status 2: error: no"),
+        ({"config.json": None, "log.txt": "error: --tau x: a number\n"}, "not started", "error: --tau x: a number"),
+        ({"config.json": None}, "waiting", ""),
+    ],
+)
+def test_how_a_run_stands(tmp_path: Path, files: Mapping[str, str | None], state: str, why: str) -> None:
+    path = tmp_path / "runs" / "Task-v0" / "ppo__on" / "seed3"
+    path.mkdir(parents=True)
+    (path / "config.json").write_text('{"env_id": "a/Task-v0", "seed": 3}')
+    for name, content in files.items():
+        (path / name).unlink(missing_ok=True)
+        if content is not None:
+            (path / name).write_text(content)
+    found = read(path)
+    assert (found.state, found.why) == (state, why)
+    started = files.get("config.json", "") is not None
+    assert found.task == ("a/Task-v0" if started else "Task-v0")
+    assert (found.variant, found.agent, found.seed) == ("ppo__on", "ppo", 3)
+
+
+HEAD = b"exp_name,env_id,seed,metric,step,wall_s,value\n"
+
+
+def test_half_a_line_is_no_value() -> None:
+    whole = b"off,T,1,eval/episodic_return,100,1.5,12.5\n"
+    for torn in (
+        b"off,T,1,eval/episodic_return,200,2.5,9",
+        b"off,T,1,eval/episodic_return,20",
+        b"off,T,1,eval/episodic_re",
+    ):
+        series, broken = report.parse_metric(HEAD + whole + torn, RETURN)
+        assert series.steps.tolist() == [100] and series.values.tolist() == [12.5]
+        assert broken == (0 if torn.endswith(b"_re") else 1)  # that one is of no metric at all
+    series, broken = report.parse_metric(
+        HEAD + b"off,T,1,eval/episodic_return,100,x,1\n" + whole.replace(b"100", b"50"), RETURN
+    )
+    assert series.steps.tolist() == [50] and broken == 1
+
+
+def test_values_that_are_not_finite_are_left_out_and_counted() -> None:
+    lines = [
+        f"off,T,1,eval/episodic_return,{step},1.0,{value}\n" for step, value in ((1, "nan"), (2, "-inf"), (3, "4.0"))
+    ]
+    series, broken = report.parse_metric(HEAD + "".join(lines).encode(), RETURN)
+    assert series.values.tolist() == [4.0] and broken == 2
+
+
+def test_of_two_values_for_a_step_the_later_counts() -> None:
+    lines = [
+        f"off,T,1,eval/episodic_return,{step},{wall},{value}\n"
+        for step, wall, value in ((200, 2, 5), (100, 1, 3), (200, 9, 7))
+    ]
+    series, _ = report.parse_metric("".join(lines).encode(), RETURN)
+    assert series.steps.tolist() == [100, 200] and series.values.tolist() == [3, 7] and series.wall_s.tolist() == [1, 9]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([RETURN, "eval/episodic_return_std", "a", "eval/episodic"]),
+            st.integers(0, 10**9),
+            st.floats(0, 1e6),
+            st.floats(allow_nan=False, allow_infinity=False),
+        ),
+        max_size=20,
+        unique_by=lambda row: row[1],
+    ),
+    st.sampled_from(["off", 'a "b", c', "eval/episodic_return", "x,y"]),
+)
+def test_reading_agrees_with_the_csv_module(rows: list[tuple[str, int, float, float]], name: str) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows((name, "T/x", 1, *row) for row in rows)
+    brute = {
+        int(row[4]): (float(row[5]), float(row[6]))
+        for row in csv.reader(text.getvalue().splitlines())
+        if row[3] == RETURN
+    }
+    series, broken = report.parse_metric(text.getvalue().encode(), RETURN)
+    assert broken == 0
+    assert [*zip(series.steps, zip(series.wall_s, series.values, strict=True), strict=True)] == sorted(brute.items())
+
+
+def test_runs_are_found_in_both_layouts_and_nothing_else(tmp_path: Path) -> None:
+    plain = write_run(tmp_path / "a" / "WalkerWalk-v1__off__1__20261120-100000", [1.0])
+    write_run(plain / "checkpoints" / "copy", [2.0])  # within a run
+    deep = write_run(tmp_path / "b" / "runs" / WALKER / "ppo__on" / "seed2", [3.0], seed=2)
+    empty = tmp_path / "b" / "runs" / WALKER / "ppo__on" / "seed3"
+    empty.mkdir()
+    write_run(tmp_path / "b" / "tb" / "run", [4.0])
+    write_run(tmp_path / "b" / "replaced" / "20261120-100000" / WALKER / "ppo__on" / "seed2", [5.0])
+    (tmp_path / "c" / "seed1").mkdir(parents=True)
+    (tmp_path / "c" / "status.json").write_text("{}")
+    assert list(report.find_runs(tmp_path)) == [plain, deep, empty]
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
+
+
+def series(steps: Sequence[float], values: Sequence[float]) -> Series:
+    return Series(np.array(steps, float), np.array(steps, float), np.array(values, float))
+
+
+def test_the_score_is_the_mean_of_the_last_tenth() -> None:
+    twenty = series(range(50, 1001, 50), range(1, 21))
+    assert report.score(twenty, 1000, cut=False) == (19.5, 20.0, 20.0)  # at 950 and 1000; 900 is the ninth tenth
+    assert report.score(series([400, 800], [5, 3]), 1000, cut=False) == (3.0, 3.0, 5.0)  # failed before the last tenth
+    assert report.score(series([950, 1024], [5, 3]), 1000, cut=False)[0] == 4.0  # it overshot what it was planned for
+    assert report.score(series([950, 1024], [5, 3]), 1000, cut=True)[0] == 5.0
+    assert all(math.isnan(x) for x in report.score(series([1024], [3]), 1000, cut=True))
+
+
+def test_failed_runs_count_with_their_last_value(tmp_path: Path) -> None:
+    sweep(tmp_path, {(WALKER, "off"): [500, 600]})
+    folder = tmp_path / "runs" / WALKER / "fasttd3__off"
+    write_run(folder / "seed3", [100, 300, 200], seed=3, state="failed", why="boom")
+    write_run(folder / "seed4", [100] * 9 + [900], seed=4, state="running")  # killed at the very end
+    write_run(folder / "seed5", [], seed=5, state="failed", why="out of memory")
+    never_started(folder / "seed6")
+    found = study(tmp_path)
+    assert found.scores(WALKER, "fasttd3__off").tolist() == [500, 600, 200, 900, 0, 0], "0: a random policy's, by scale"
+    assert found.counts() == {"done": 2, "failed": 4}
+    assert [run.imputed for run in found.runs] == [False] * 4 + [True] * 2
+    said = report.verdict(found)[-1]
+    assert "**4 of 6 runs failed**" in said and "2 had none" in said
+
+
+def test_without_a_scale_a_run_without_values_scores_as_the_worst_of_its_task(tmp_path: Path) -> None:
+    sweep(tmp_path, {("Odd-v0", "off"): [5, 7], ("Other-v0", "off"): [-900, -800]})
+    write_run(tmp_path / "runs" / "Odd-v0" / "fasttd3__on" / "seed1", [4, 3, 8], "Odd-v0", variant="on", state="failed")
+    never_started(tmp_path / "runs" / "Odd-v0" / "fasttd3__on" / "seed2")
+    assert study(tmp_path).scores("Odd-v0", "fasttd3__on").tolist() == [8, 3], "not -900, which is of another task"
+
+
+def test_unfinished_runs_have_no_score_and_are_named(tmp_path: Path) -> None:
+    sweep(tmp_path, {(WALKER, "off"): [500, 600]})
+    folder = tmp_path / "runs" / WALKER / "fasttd3__off"
+    write_run(folder / "seed3", [900] * 5, seed=3, state="interrupted")
+    write_run(folder / "seed4", [900] * 10, seed=4, state="interrupted")  # stopped after its last evaluation
+    found = study(tmp_path)
+    assert found.scores(WALKER, "fasttd3__off").tolist() == [500, 600, 900]
+    page = report.write_up(found, [], []).markdown()
+    assert "**Preliminary**: 2 of 4 runs" in page and "/seed3: interrupted, 500 of 1,000 frames" in page
+    early = study(tmp_path, at=500)
+    assert early.scores(WALKER, "fasttd3__off").tolist() == [500, 600, 900, 900], "all have come that far"
+
+
+def test_runs_that_a_sweep_has_yet_to_begin_are_counted(tmp_path: Path) -> None:
+    sweep(tmp_path, {("ALE/Pong-v5", "off"): [5]})
+    (tmp_path / "runs" / "ALE").rename(tmp_path / "runs" / "x")
+    (tmp_path / "runs" / "x" / "Pong-v5").rename(tmp_path / "runs" / "ALE-Pong-v5")
+    keys = [f"ALE-Pong-v5/fasttd3__{name}/seed{seed}" for seed in (1, 2) for name in ("off", "on")]
+    command = ["benchmarks/sweep.py", str(Path.cwd() / "suite.toml"), "--variants", "on:--sem"]
+    sessions = [{"command": command, "cwd": str(Path.cwd()), "slots": 3}] * 2
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": keys, "sessions": sessions}))
+    found = study(tmp_path, dirs=(tmp_path,))
+    assert found.counts() == {"done": 1, "waiting": 3} and found.tasks == ["ALE/Pong-v5"]
+    page = report.write_up(found, [], []).markdown()
+    assert "**Preliminary**: 3 of 4 runs" in page and "runs/ALE-Pong-v5/fasttd3__on/seed2: waiting" in page
+    assert "\npython benchmarks/sweep.py suite.toml --variants on:--sem\n```" in page
+    assert "up to 3 runs shared a machine" in report.curve_plot(found, [], wall=True).caption
+
+
+def test_variants_of_different_lengths_are_compared_at_the_shortest(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", range(10), variant="off")
+    write_run(tmp_path / "b", range(20), variant="on", planned=2000, steps=range(100, 2001, 100))
+    write_run(tmp_path / "c", range(8), variant="wide", planned=1005, steps=range(128, 1025, 128))  # whole steps of 128
+    found = study(tmp_path)
+    assert found.budget == {WALKER: 1000}
+    assert {name: found.scores(WALKER, name).tolist() for name in found.variants} == {
+        "off": [9],
+        "on": [9],
+        "wide": [7],
+    }
+    assert any("off 1,000, on 2,000, wide 1,005" in note for note in found.notes)
+    assert study(tmp_path, at=2000).scores(WALKER, "off").tolist() == []
+
+
+def test_a_stray_short_run_does_not_shorten_the_comparison(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        write_run(tmp_path / f"s{seed}", [5] * 10, seed=seed)
+    write_run(tmp_path / "smoke", [1], seed=9, planned=100)
+    found = study(tmp_path)
+    assert found.budget == {WALKER: 1000} and found.scores(WALKER, "off").tolist() == [5, 5, 5]
+    assert any("smoke: done but planned for fewer frames" in note for note in found.notes)
+
+
+def test_a_run_that_was_repeated_counts_once(tmp_path: Path) -> None:
+    write_run(tmp_path / "first", [1] * 10, start="2026-11-20T10:00:00+00:00")
+    write_run(tmp_path / "second", [2] * 10, start="2026-11-20T11:00:00+00:00")
+    write_run(tmp_path / "third", [3] * 4, state="failed", start="2026-11-20T12:00:00+00:00")
+    found = study(tmp_path)
+    assert found.scores(WALKER, "off").tolist() == [2] and len(found.runs) == 1
+    (note,) = found.notes
+    assert "/first" in note and "/third" in note and "/second" not in note
+
+
+# ---- variants --------------------------------------------------------------------------------------------------------
+
+
+def test_runs_that_share_a_name_and_not_their_settings_are_not_mixed(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [1] * 10, variant="x", config={"sem": True, "lr": 1e-3, "eval_every": 100})
+    write_run(tmp_path / "b", [2] * 10, variant="x", config={"sem": False, "lr": 1e-3, "threads": 4}, seed=2)
+    write_run(tmp_path / "c", [3] * 10, variant="x", config={"sem": False, "lr": 1e-3, "run_dir": "c"}, seed=3)
+    write_run(tmp_path / "d", [4] * 10, variant="x", config={"sem": False, "lr": 1e-3, "new": 1}, seed=4)
+    found = study(tmp_path)
+    assert {name: found.scores(WALKER, name).tolist() for name in found.variants} == {
+        "x (sem=off)": [2, 3, 4],
+        "x (sem=on)": [1],
+    }
+    assert found.comparisons == [Comparison("x (sem=on)", "x (sem=off)")]
+
+
+def test_many_settings_that_differ_still_tell_variants_apart(tmp_path: Path) -> None:
+    for index, last in enumerate((1, 2)):
+        config = {"a": index, "b": index, "c": index, "d": index * last}
+        write_run(tmp_path / f"r{index}", [1] * 10, variant="x", seed=1, config=config)
+    write_run(tmp_path / "r2", [1] * 10, variant="x", seed=1, config={"a": 1, "b": 1, "c": 1, "d": 77})
+    assert len(study(tmp_path).variants) == 3
+
+
+def test_agents_that_share_a_name_are_not_mixed(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [1] * 10, variant="on", agent="fasttd3")
+    write_run(tmp_path / "b", [2] * 10, variant="on", agent="ppo")
+    write_run(tmp_path / "c", [2] * 10, variant="ppo", agent="ppo")
+    assert study(tmp_path).variants == ["fasttd3__on", "ppo", "ppo__on"]
+
+
+def test_each_agent_is_compared_with_itself_without_sem(tmp_path: Path) -> None:
+    for agent in ("fasttd3", "ppo"):
+        for variant in ("plain", "actor", "both"):
+            config = {"sem": variant != "plain"}
+            write_run(tmp_path / WALKER / f"{agent}__{variant}" / "seed1", [1] * 10, agent=agent, config=config)
+    found = study(tmp_path)
+    assert found.comparisons == [
+        Comparison(f"{agent}__{variant}", f"{agent}__plain")
+        for agent in ("fasttd3", "ppo")
+        for variant in ("actor", "both")
+    ]
+    assert found.variants[:2] == ["fasttd3__plain", "ppo__plain"]
+    asked = study(tmp_path, baseline="ppo__both")
+    assert {pair.baseline for pair in asked.comparisons} == {"ppo__both"} and len(asked.comparisons) == 5
+
+
+def test_two_variants_without_sem_need_a_word(tmp_path: Path) -> None:
+    for variant in ("narrow", "wide", "sem"):
+        write_run(tmp_path / variant, [1] * 10, variant=variant, config={"sem": variant == "sem"})
+    found = study(tmp_path)
+    assert found.comparisons == [] and any(
+        "several variants have SEM off; say --baseline" in note for note in found.notes
+    )
+
+
+# ---- scales ----------------------------------------------------------------------------------------------------------
+
+SHIPPED = report.read_references(report.REFERENCES)
+
+
+def test_shipped_scales_are_sane() -> None:
+    assert len({pattern for pattern, _ in SHIPPED}) == len(SHIPPED)
+    for pattern, found in SHIPPED:
+        assert found.meaning.startswith("0") and "1" in found.meaning and found.source, pattern
+        assert found.metric in ("episodic_return", "success_rate")
+
+
+def test_shipped_scales_agree_with_what_the_agents_know() -> None:
+    for game, (low, high) in ATARI_SCORES.items():
+        for task in (f"{game}-v5", f"ALE/{game}-v5"):
+            found = report.look_up(task, SHIPPED)
+            assert found is not None and (found.low, found.high) == (low, high), task
+    from fnmatch import fnmatchcase
+
+    for pattern, found in SHIPPED:
+        if "DeepMind Control" in found.source:
+            assert (found.low, found.high) == (0, 1000) and any(fnmatchcase(pattern, p) for p in DMC), pattern
+    assert report.look_up("Humanoid-v5", SHIPPED) != report.look_up("HumanoidWalk-v1", SHIPPED)
+    assert report.look_up("h1-walk-v0", SHIPPED) == Reference(
+        "episodic_return",
+        2.377,
+        700,
+        "0: random policy; 1: success bar",
+        report.look_up("h1-run-v0", SHIPPED).source,  # type: ignore[union-attr]
+    )
+    assert report.look_up("MetaWorld/Reach-v3", SHIPPED).metric == "success_rate"  # type: ignore[union-attr]
+    assert report.look_up("Go1JoystickFlatTerrain-v1", SHIPPED) is None
+
+
+def test_scores_go_on_the_common_scale(tmp_path: Path) -> None:
+    sweep(tmp_path, {(WALKER, "off"): [100, 300], ("Pong-v5", "off"): [-20.7, 14.6]})
+    found = study(tmp_path)
+    assert found.together == ["Pong-v5", WALKER]
+    pong, walker = found.on_scale("fasttd3__off")
+    assert pong.tolist() == pytest.approx([0, 1]) and walker.tolist() == pytest.approx([0.1, 0.3])
+    assert float(found.aggregates["fasttd3__off"]["mean"].value) == pytest.approx(0.35)
+
+
+def test_a_task_without_a_scale_stands_alone(tmp_path: Path) -> None:
+    sweep(tmp_path, {(t, v): x for t in (WALKER, "Odd-v0") for v, x in (("off", [1, 2, 3]), ("on", [4, 5, 6]))})
+    found = study(tmp_path)
+    assert found.together == [] and found.aggregates == {}
+    assert any(note.startswith("Odd-v0: no scale in references.csv") and "--relative" in note for note in found.notes)
+    chance = found.improvements[Comparison("fasttd3__on", "fasttd3__off")]
+    assert float(chance.value) == 1, "ranks need no scale"
+    relative = study(tmp_path, relative=True)
+    assert relative.scale == {WALKER: (1, 6), "Odd-v0": (1, 6)} and relative.together == ["Odd-v0", WALKER]
+    assert float(relative.aggregates["fasttd3__on"]["mean"].value) == pytest.approx(0.8)
+
+
+def test_only_tasks_that_all_variants_have_are_put_together(tmp_path: Path) -> None:
+    sweep(tmp_path, {(t, v): [100, 200] for t in (WALKER, CHEETAH) for v in ("off", "on")})
+    sweep(tmp_path, {("HopperHop-v1", "on"): [900, 900]})
+    found = study(tmp_path)
+    assert found.together == [CHEETAH, WALKER]
+    assert any(note.startswith("HopperHop-v1: not every variant has a score") for note in found.notes)
+
+
+def test_success_is_the_scale_where_the_table_says_so(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a", [0.25] * 10, "MetaWorld/Reach-v3", metric="eval/success_rate")
+    log = path / "metrics.csv"
+    log.write_text(log.read_text() + f"off,MetaWorld/Reach-v3,1,{RETURN},1000,10,4321\n")
+    write_run(tmp_path / "b", [4321] * 10, "MetaWorld/Push-v3")  # which reports no success
+    found = study(tmp_path)
+    assert found.metric == {"MetaWorld/Reach-v3": "eval/success_rate", "MetaWorld/Push-v3": RETURN}
+    assert found.scores("MetaWorld/Reach-v3", "off").tolist() == [0.25]
+    assert "MetaWorld/Push-v3" not in found.scale, "a return is no success rate"
+    assert study(tmp_path, metric=RETURN).scale == {}
+
+
+# ---- curves ----------------------------------------------------------------------------------------------------------
+
+
+def test_curves_meet_the_evaluations_and_failed_runs_stay_where_they_were(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", range(10))
+    write_run(tmp_path / "b", [2.0, 4.0, 6.0], seed=2, state="failed")
+    write_run(tmp_path / "c", [], seed=3, state="failed")
+    write_run(tmp_path / "d", [50.0] * 4, seed=4, state="interrupted")
+    curve = report.curves(study(tmp_path), WALKER)["off"]
+    assert curve.x.tolist() == STEPS
+    assert curve.values.tolist() == [[*range(10)], [2, 4, *[6] * 8], [0.0] * 10], "not the one that is unfinished"
+
+
+def test_curves_of_different_steps_meet_between_them(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [0.0, 100.0], steps=[0, 1000])
+    write_run(tmp_path / "b", [0.0, 40.0, 20.0], seed=2, steps=[200, 600, 1000])
+    curve = report.curves(study(tmp_path), WALKER)["off"]
+    assert (curve.x[0], curve.x[-1], len(curve.x)) == (200, 1000, report.POINTS), "nobody has to be guessed beyond"
+    assert curve.values[0] == pytest.approx(curve.x / 10)
+    assert curve.values[1] == pytest.approx([x / 10 - 20 if x <= 600 else 70 - x / 20 for x in curve.x])
+
+
+def test_curves_over_time_end_with_the_fastest_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", range(100, 1001, 100), seconds=0.01)
+    write_run(tmp_path / "b", range(100, 1001, 100), seed=2, seconds=0.02)
+    write_run(tmp_path / "c", range(100, 1001, 100), variant="on", seconds=0.05)
+    found = report.curves(study(tmp_path), WALKER, wall=True)
+    assert [(curve.x[0], curve.x[-1]) for curve in found.values()] == [(2, 10), (5, 50)]
+    assert found["off"].values[1] == pytest.approx(found["off"].x * 50)
+
+
+def test_the_iqm_curve_ends_at_the_score(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for task in (WALKER, CHEETAH):
+        for seed in (1, 2, 3, 4):
+            write_run(tmp_path / f"{task}{seed}", rng.uniform(0, 1000, 10), task, seed)
+    found = study(tmp_path)
+    share, band = report.iqm_curves(found)["off"]
+    assert (share[0], share[-1]) == (0.1, 1.0)
+    assert band.value[-1] == pytest.approx(float(found.aggregates["off"]["iqm"].value))
+    assert (band.low <= band.value).all() and (band.value <= band.high).all()
+
+
+# ---- published curves ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "same"),
+    [
+        ("h1hand_walk", "h1hand-walk-v0", True),
+        ("humanoid-run", "HumanoidRun-v1", True),
+        ("G1JoystickFlatTerrain", "MuJoCoPlayground/G1JoystickFlatTerrain-v1", True),
+        ("HalfCheetah-v4", "HalfCheetah-v5", False),
+        ("HalfCheetah-v5", "HalfCheetah-v5", True),
+        ("h1-walk-v0", "h1hand-walk-v0", False),
+        ("walker-walk", "WalkerRun-v1", False),
+    ],
+)
+def test_names_of_tasks_in_other_projects(theirs: str, ours: str, same: bool) -> None:
+    assert report.same_task(theirs, ["Pong-v5", ours]) == (ours if same else None)
+
+
+def test_curves_of_flashsac(tmp_path: Path) -> None:
+    lines = [",exp_name,env_name,seed,metric,env_step,value"]
+    for seed, values in ((0, (0, 10, 20)), (1000, (10, 30))):
+        for step, value in enumerate(values):
+            lines.append(f"{len(lines)},FlashSAC,walker-walk,{seed},avg_return,{step * 100}.0,{value}")
+    lines.append("9,FlashSAC,walker-walk,0,avg_success,0,0.5")
+    lines.append("9,FlashSAC,dog-run,0,avg_return,0,1")
+    (tmp_path / "x.csv").write_text("\n".join(lines) + "\n")
+    (found,) = report.read_overlay(tmp_path / "x.csv", {WALKER: RETURN})
+    assert (found.name, found.task) == ("FlashSAC", WALKER)
+    assert found.steps.tolist() == [0, 100] and found.mean.tolist() == [5, 20], "as far as both seeds go"
+
+
+def test_curves_of_fasttd3(tmp_path: Path) -> None:
+    curve = {"env_step": [0, 0, 500], "time": [0, 1, 60], "return": [0, -3.5, 8], "return_min": [0, 0, 0]}
+    (tmp_path / "FastTD3.json").write_text(
+        json.dumps({"walker-walk": curve, "G1-v0": {"PPO": curve}, "dog-run": curve})
+    )
+    metric = {WALKER: RETURN, "G1-v0": RETURN}
+    found = {overlay.task: overlay for overlay in report.read_overlay(tmp_path / "FastTD3.json", metric)}
+    assert {task: overlay.name for task, overlay in found.items()} == {WALKER: "FastTD3", "G1-v0": "PPO"}
+    assert found[WALKER].steps.tolist() == [0, 500] and found[WALKER].mean.tolist() == [-3.5, 8]
+    assert found[WALKER].seconds.tolist() == [1, 60]
+
+
+@pytest.mark.parametrize(
+    "content", ["[1, 2]", '{"walker-walk": {"return": [1]}}', '{"walker-walk": [3]}', '{"a": {"b": 1}}', "{"]
+)
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ValueError, match=r"lacks|Expecting"):
+        report.read_overlay(tmp_path / "x.json", {WALKER: RETURN})
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="lacks the columns exp_name"):
+        report.read_overlay(tmp_path / "x.csv", {WALKER: RETURN})
+
+
+# ---- plots -----------------------------------------------------------------------------------------------------------
+
+
+def drawn(found: Study, draw: Callable[[Figure], None] | None = None) -> Figure:
+    figure = Figure()
+    if draw is None:
+        report.draw_task(figure.subplots(), found, WALKER, [], wall=False)
+    else:
+        draw(figure)
+    return figure
+
+
+def test_the_curve_of_a_task_is_the_mean_with_the_band_of_student(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.uniform(0, 1000, (6, 10))
+    for seed, row in enumerate(values, 1):
+        write_run(tmp_path / f"s{seed}", row, seed=seed)
+    (axes,) = drawn(study(tmp_path)).axes
+    (line,) = axes.lines
+    assert np.array(line.get_xydata()) == pytest.approx(np.array([STEPS, values.mean(0)]).T)
+    (band,) = axes.collections
+    corners = band.get_paths()[0].vertices
+    low, high = (np.array([f(corners[corners[:, 0] == step, 1]) for step in STEPS]) for f in (np.min, np.max))
+    half = 2.5705818 * values.std(0, ddof=1) / math.sqrt(6)
+    assert low == pytest.approx(values.mean(0) - half) and high == pytest.approx(values.mean(0) + half)
+
+
+def test_few_seeds_are_drawn_one_by_one(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        write_run(tmp_path / f"s{seed}", [seed * 100.0] * 10, seed=seed)
+    found = study(tmp_path)
+    (axes,) = drawn(found).axes
+    assert not axes.collections and sorted(line.get_ydata()[0] for line in axes.lines) == [100, 200, 200, 300]
+    assert "Band" not in report.curve_plot(found, [], wall=False).caption
+
+
+def test_captions_say_what_is_drawn(tmp_path: Path) -> None:
+    for seed in range(1, 6):
+        write_run(tmp_path / f"s{seed}", [500.0] * 10, seed=seed, state="failed" if seed == 2 else "done")
+    write_run(tmp_path / "s9", [500.0] * 3, seed=9, state="interrupted")
+    found = study(tmp_path)
+    caption = report.curve_plot(found, [], wall=True).caption
+    for word in ("95% Student-t", "x: a run failed", "Dotted", "shared a machine"):
+        assert word in caption
+    assert "Thin lines" not in caption and "published" not in caption
+    (axes,) = drawn(found).axes
+    styles = [line.get_linestyle() for line in axes.lines]
+    assert "--" in styles and ":" in styles and any(line.get_marker() == "x" for line in axes.lines)
+
+
+def test_names_at_the_ends_of_lines_do_not_overlap() -> None:
+    figure = Figure(figsize=(6, 4))
+    axes = figure.subplots()
+    axes.set_ylim(0, 100)
+    ends = [(50.0, "a", "k"), (50.1, "b", "k"), (49.9, "c", "k"), (99.9, "d", "k"), (0.0, "e", "k")]
+    report.label_ends(axes, ends, height=3.0)
+    places = {text.get_text(): text.xyann[1] for text in axes.texts}
+    assert sorted(places, key=lambda name: places[name]) == ["e", "c", "a", "b", "d"]
+    assert np.diff(sorted(places.values())).min() > 0.99 * 0.15 / 3.0
+    assert abs(places["a"] - 0.5) < 0.02 and min(places.values()) >= 0 and max(places.values()) <= 1
+
+
+def test_a_plot_is_the_same_bytes_each_time(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", range(10))
+    plot = report.curve_plot(study(tmp_path), [], wall=False)
+    content = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        report.save(plot, tmp_path / name, "Title")
+        content.append([(tmp_path / name / f"curves.{kind}").read_bytes() for kind in ("png", "pdf")])
+    assert content[0] == content[1] and content[0][0].startswith(b"\x89PNG") and content[0][1].startswith(b"%PDF")
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_as_a_reader_wants_them() -> None:
+    said = [report.number(x) for x in (1234.5, 56.78, 0.891, -0.001, math.nan, -150.2)]
+    assert said == ["1,234", "56.8", "0.89", "0.00", "-", "-150"]
+    assert report.interval(stats.Estimate(*map(np.array, (3.2, -20.0, 120.7)))) == "3 [-20, 121]"
+    assert report.interval(stats.Estimate(*map(np.array, (0.5, math.nan, math.nan))), signed=True) == "+0.50"
+
+
+def test_the_verdict_on_one_task(tmp_path: Path) -> None:
+    cells = {"off": [500, 510, 520], "good": [700, 710, 720], "bad": [1, 2, 3], "same": [400, 500, 640]}
+    sweep(tmp_path, {(WALKER, name): x for name, x in cells.items()})
+    said = {text.split("**")[1]: text for text in report.verdict(study(tmp_path))[:3]}
+    assert "So it is better." in said["fasttd3__good"] and "a difference of +200 [" in said["fasttd3__good"]
+    assert "So it is worse." in said["fasttd3__bad"] and "These runs show no difference." in said["fasttd3__same"]
+    assert "(3 seeds)" in said["fasttd3__same"] and "510 [485, 535]" in said["fasttd3__same"]
+
+
+def test_the_verdict_over_tasks(tmp_path: Path) -> None:
+    tasks = {WALKER: 0, CHEETAH: 100, "HopperHop-v1": -300}
+    cells = {(task, "off"): [400.0, 410, 420, 430] for task in tasks}
+    cells |= {(task, "on"): [405.0 + shift, 412 + shift, 420 + shift, 429 + shift] for task, shift in tasks.items()}
+    found = study(sweep(tmp_path, cells))
+    (said, end) = report.verdict(found)
+    wins = [
+        np.mean([(p > q) + 0.5 * (p == q) for p in cells[task, "on"] for q in cells[task, "off"]]) for task in tasks
+    ]
+    assert f"with probability {np.mean(wins):.2f} [" in said
+    assert "over 3 tasks with 4 seeds. By task it is better in 1, worse in 1, unclear in 1." in said
+    assert "show no difference" in said and end == "None of 24 runs failed."
+
+
+def test_one_seed_says_nothing(tmp_path: Path) -> None:
+    sweep(tmp_path, {(WALKER, "off"): [5], (WALKER, "on"): [900]})
+    said = report.verdict(study(tmp_path))[0]
+    assert said.endswith("One seed says nothing about chance.") and "900 against 5.00" in said
+
+
+def test_commands_make_the_runs_again(tmp_path: Path) -> None:
+    for seed in (1, 2, 10):
+        argv = [
+            "/x/y/agents/fasttd3.py",
+            "--env-id",
+            WALKER,
+            f"--seed={seed}",
+            "--run-dir",
+            "/tmp/a b",
+            "--sem",
+            "--quiet",
+        ]
+        write_run(
+            tmp_path / WALKER / "fasttd3__on" / f"seed{seed}", [1] * 10, seed=seed, argv=[*argv, "--exp-name", "a b"]
+        )
+    argv = ["agents/fasttd3.py", "--run_root=/tmp/x", "--seed", "4", "--env-id", WALKER, "--sem", "--lr", "-1e-3"]
+    write_run(tmp_path / WALKER / "fasttd3__on" / "seed4", [1] * 10, seed=4, argv=argv)
+    found = report.commands(study(tmp_path))
+    assert found == [
+        f"for seed in 1 2 10; do python agents/fasttd3.py --env-id {WALKER} --sem --exp-name 'a b' --seed $seed; done",
+        f"for seed in 4; do python agents/fasttd3.py --env-id {WALKER} --sem --lr -1e-3 --seed $seed; done",
+    ]
+
+
+def test_a_run_that_never_started_is_in_the_commands_too(tmp_path: Path) -> None:
+    sweep(tmp_path, {(WALKER, "off"): [1, 2]})
+    never_started(tmp_path / "runs" / WALKER / "fasttd3__off" / "seed7")
+    (command,) = report.commands(study(tmp_path))
+    assert command.startswith("for seed in 1 2 7; do python agents/fasttd3.py --env-id ")
+
+
+def test_pages_escape_what_runs_say(tmp_path: Path) -> None:
+    page = report.Page()
+    page.add("h1", "A < B")
+    page.add("table", [["a"], ["x | <b> `c|d` **e**"]])
+    page.add("p", "")
+    assert page.markdown() == "# A < B\n\n| a |\n| --- |\n| x \\| <b> `c\\|d` **e** |\n"
+    text = page.html(tmp_path)
+    assert "<td>x | &lt;b&gt; <code>c|d</code> <strong>e</strong></td>" in text and "<title>A &lt; B</title>" in text
+
+
+# ---- the whole report ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep with faults of all kinds, and its report beside its runs."""
+    root = tmp_path_factory.mktemp("sweep")
+    rng = np.random.default_rng(0)
+    for task in (WALKER, CHEETAH):
+        for variant, gain in (("off", 600), ("on", 800)):
+            for seed in range(1, 6):
+                folder = root / "runs" / task / f"fasttd3__{variant}" / f"seed{seed}"
+                values = gain * np.linspace(0.1, 1, 10) + rng.normal(0, 20, 10)
+                cut, state = {(CHEETAH, "on", 5): (4, "failed"), (WALKER, "on", 5): (3, "interrupted")}.get(
+                    (task, variant, seed), (10, "done")
+                )
+                write_run(folder, values[:cut], task, seed, variant, state, why="" if state == "done" else "| `x` <b>")
+    log = root / "runs" / WALKER / "fasttd3__off" / "seed1" / "metrics.csv"
+    log.write_text(log.read_text() + f"off,{WALKER},1,{RETURN},1100,11,9")  # torn
+    never_started(root / "runs" / WALKER / "fasttd3__off" / "seed6")
+    stale = root / "tb" / "gone" / "events.out.tfevents.0000000000.report"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("old")
+    (root / "flash.csv").write_text(
+        ",".join(report.COLUMNS) + "\nFlashSAC,walker-walk,0,avg_return,100,5\n"
+        "FlashSAC,walker-walk,0,avg_return,900,50\n"
+    )
+    assert main([str(root), "--reps", "500", "--overlay", str(root / "flash.csv"), "--title", "SEM & co"]) == 0
+    return root
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_results_hold_every_evaluation_of_every_run(whole: Path) -> None:
+    found = rows(whole / "results.csv")
+    assert tuple(found[0]) == report.COLUMNS
+    assert len(found) == 10 * 18 + 4 + 3
+    expected = read(whole / "runs" / CHEETAH / "fasttd3__on" / "seed5").series[RETURN]
+    mine = [
+        row for row in found if row["env_name"] == CHEETAH and row["exp_name"] == "fasttd3__on" and row["seed"] == "5"
+    ]
+    assert [int(row["env_step"]) for row in mine] == expected.steps.tolist()
+    assert [float(row["value"]) for row in mine] == pytest.approx(expected.values.tolist(), rel=1e-5)
+    assert {row["metric"] for row in found} == {RETURN}
+
+
+def test_summary_follows_from_the_results(whole: Path) -> None:
+    values: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows(whole / "results.csv"):
+        values.setdefault((row["env_name"], row["exp_name"], row["seed"]), []).append(float(row["value"]))
+    found = {(row["task"], row["variant"]): row for row in rows(whole / "summary.csv")}
+    assert len(found) == 4
+    for (task, variant), row in found.items():
+        last = [x[-1] for (t, v, s), x in values.items() if (t, v) == (task, variant)]
+        if (task, variant) == (WALKER, "fasttd3__off"):
+            last.append(0.0)  # seed 6, which never came to life
+        if (task, variant) == (WALKER, "fasttd3__on"):
+            del last[-1]  # seed 5, which is not finished
+        assert int(row["seeds"]) == len(last)
+        assert float(row["mean"]) == pytest.approx(np.mean(last), rel=1e-5)
+        assert float(row["median"]) == pytest.approx(np.median(last), rel=1e-5)
+        half = stats.t_quantile(0.975, len(last) - 1) * np.std(last, ddof=1) / math.sqrt(len(last))
+        assert float(row["t95_low"]) == pytest.approx(np.mean(last) - half, rel=1e-4)
+        assert float(row["normalised_mean"]) == pytest.approx(np.mean(last) / 1000, rel=1e-5)
+        states = [int(row[name]) for name in ("done", "failed", "unfinished")]
+        lost = {
+            (CHEETAH, "fasttd3__on"): [4, 1, 0],
+            (WALKER, "fasttd3__on"): [4, 0, 1],
+            (WALKER, "fasttd3__off"): [5, 1, 0],
+        }
+        assert states == lost.get((task, variant), [5, 0, 0])
+        assert float(row["sps"]) == pytest.approx(100) and float(row["hours"]) == pytest.approx(10 / 3600, rel=1e-4)
+
+
+def test_aggregates_follow_from_the_runs(whole: Path) -> None:
+    found = json.loads((whole / "aggregate.json").read_text())
+    again = study(whole, reps=500)
+    assert found["runs"] == {"done": 18, "failed": 2, "interrupted": 1}
+    assert found["bootstrap"] == {"reps": 500, "seed": 0, "level": 0.95, "expand": True}
+    for variant, measures in found["variants"].items():
+        tasks = [again.scores(task, variant) / 1000 for task in found["tasks_together"]]
+        for name, statistic in stats.AGGREGATES.items():
+            mine = stats.bootstrap(tasks, statistic, stats.Bootstrap(500))
+            assert [measures[name][key] for key in ("value", "low", "high")] == pytest.approx(
+                [*map(float, mine)], rel=1e-5
+            )
+    (pair,) = (row for row in found["improvement"] if row["variant"] == "fasttd3__on")
+    assert pair["over"] == "fasttd3__off" and 0.5 < pair["value"] <= 1 and pair["tasks"] == 2
+    assert {row["task"] for row in found["difference"]} == {WALKER, CHEETAH}
+    assert found["scale"][WALKER]["high"] == 1000 and "construction" in found["scale"][WALKER]["source"]
+
+
+def test_the_report_names_what_went_wrong(whole: Path) -> None:
+    text = (whole / "REPORT.md").read_text()
+    assert text.startswith("# SEM & co\n\n**Preliminary**: 1 of 21 runs")
+    assert "**2 of 21 runs failed**" in text
+    (failed,) = (line for line in text.split("\n") if line.startswith("|") and "/seed5 | failed" in line)
+    assert "400 of 1,000" in failed and "'x' <b>" in failed
+    (lost,) = (line for line in text.split("\n") if "/seed6 | not started" in line)
+    assert "0.00 (no evaluation)" in lost
+    assert "fasttd3__on/seed5: interrupted, 300 of 1,000 frames" in text
+    assert "fasttd3__off/seed1 (1): lines of metrics.csv are broken" in text
+    assert f"{WALKER}: numbers of seeds differ (fasttd3__off 6, fasttd3__on 4)." in text
+    assert "| `sem` | off | on |" in text
+    assert str(Path.home()) not in text.replace(str(whole), "") and "/somewhere" not in text
+
+
+def test_the_report_has_its_pictures(whole: Path) -> None:
+    text = (whole / "REPORT.md").read_text()
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+    assert sorted(Path(name).stem for name in pictures) == sorted(
+        ["aggregates", "curves", "curves_time", "differences", "improvement", "iqm", "profiles"]
+    )
+    for name in pictures:
+        assert (whole / name).read_bytes().startswith(b"\x89PNG")
+        assert (whole / name).with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+
+
+class Links(HTMLParser):
+    """Everything that a page asks the browser to fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        assert tag not in ("link", "script", "iframe", "object")
+        if tag == "img":
+            self.images.append(dict(attrs)["src"] or "")
+            assert dict(attrs)["alt"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_but_itself(whole: Path) -> None:
+    text = (whole / "report.html").read_text()
+    page = Links()
+    page.feed(text)
+    assert page.open == ["html"] or not page.open
+    assert len(page.images) == 7 and "SEM &amp; co" in text and "url(" not in text and "@import" not in text
+    for image in page.images:
+        head, _, data = image.partition(",")
+        assert head == "data:image/png;base64" and base64.b64decode(data).startswith(b"\x89PNG")
+
+
+def test_a_report_on_the_results_alone_gives_the_same_scores(whole: Path, tmp_path: Path) -> None:
+    runs, table = study(whole), study(whole / "results.csv", at=1000)
+    for task in runs.tasks:
+        complete = [run.score for run in runs.cells[task, "fasttd3__off"] if run.state == "done"]
+        assert table.scores(task, "fasttd3__off").tolist() == pytest.approx(complete, rel=1e-5)
+    assert table.comparisons == [Comparison("fasttd3__on", "fasttd3__off")]
+
+
+# ---- TensorBoard -----------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_gets_a_run_per_variant_with_mean_and_band(whole: Path) -> None:
+    files = sorted((whole / "tb").glob("*/*tfevents*"))
+    assert [path.parent.name for path in files] == ["fasttd3__off", "fasttd3__on"], "and nothing of an earlier report"
+    found: dict[str, dict[int, float]] = {}
+    times = []
+    for event in LegacyEventFileLoader(str(files[0])).Load():
+        for value in event.summary.value:
+            if value.tag == "custom_scalars__config__":
+                assert value.metadata.plugin_data.plugin_name == "custom_scalars"
+                layout = layout_pb2.Layout.FromString(value.tensor.string_val[0])
+            else:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+                times.append(event.wall_time)
+    (category,) = layout.category
+    assert [chart.title for chart in category.chart] == [CHEETAH, WALKER]
+    for chart in category.chart:
+        (margin,) = chart.margin.series
+        assert {margin.value, margin.lower, margin.upper} <= found.keys()
+    curve = report.curves(study(whole), CHEETAH)["fasttd3__off"]
+    band = stats.t_interval(curve.values)
+    for tag, expected in zip(("mean", "low", "high"), band, strict=True):
+        assert list(found[f"{CHEETAH}/{tag}"]) == STEPS
+        assert list(found[f"{CHEETAH}/{tag}"].values()) == pytest.approx(expected.tolist(), rel=1e-5)
+    assert times[:10] == pytest.approx([x for step in STEPS[:4] for x in [step * 0.01] * 3][:10])
+
+
+def test_with_one_seed_the_band_is_the_line(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", range(10))
+    report.write_tensorboard(study(tmp_path), tmp_path / "tb")
+    (path,) = (tmp_path / "tb").glob("*/*tfevents*")
+    values = [
+        v.simple_value
+        for event in LegacyEventFileLoader(str(path)).Load()
+        for v in event.summary.value[:3]
+        if "/" in v.tag
+    ]
+    assert values == [float(step) for step in range(10) for _ in range(3)]
+
+
+def test_links_colour_the_runs_by_variant(tmp_path: Path) -> None:
+    first, second = tmp_path / "sweep", tmp_path / "plain"
+    sweep(first, {(t, v): [1, 2] for t in (WALKER, CHEETAH) for v in ("off", "on")})
+    write_run(second / f"{WALKER}__my-name__3__20261120-100000", [1] * 10, seed=3, variant="my-name")
+    for folder, pattern in ((first / "runs", "*/*/*"), (second, "*")):
+        found = study(folder)
+        links = report.deep_links(found, [folder], tmp_path / "out")
+        (url, *single) = [word for text in links[1:] for word in text.split() if word.startswith("http://")]
+        query = parse_qs(urlsplit(url).query)
+        colour = query["runColorGroup"][0].removeprefix("regex:")
+        for path in folder.glob(pattern):
+            match = re.search(colour, str(path.relative_to(folder)))
+            assert match and match[1] == next(run.variant for run in found.runs if run.path == path)
+        (tags,) = query["tagFilter"]
+        assert re.search(tags, RETURN) and not re.search(tags, f"{RETURN}_std")
+        assert urlsplit(url).fragment == "timeseries" and query["smoothing"] == ["0"]
+        for link, task in zip(single, found.tasks, strict=False):
+            only = parse_qs(urlsplit(link).query)["runFilter"][0]
+            assert [re.search(only, f"{other}/x/seed1") is not None for other in found.tasks] == [
+                t == task for t in found.tasks
+            ]
+    assert f"--logdir {shlex.quote(str(tmp_path / 'out' / 'tb'))}`" in links[0] and "#custom_scalars" in links[0]
+
+
+# ---- command line ----------------------------------------------------------------------------------------------------
+
+
+def fails(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "does not exist" in fails([str(tmp_path / "none")], capsys)
+    assert "no run under" in fails([str(tmp_path / "empty")], capsys)
+    write_run(tmp_path / "a" / "run", [1] * 10)
+    error = fails([str(tmp_path / "a"), "--metric", "eval/success"], capsys)
+    assert "eval/success" in error and f"they have {RETURN}, {RETURN}_std, losses/qf_loss" in error
+    assert "the variants are off" in fails([str(tmp_path / "a"), "--baseline", "on"], capsys)
+    assert "say --out" in fails([str(tmp_path / "a"), str(tmp_path / "empty")], capsys)
+    assert "--reps 0" in fails([str(tmp_path / "a"), "--reps", "0"], capsys)
+    assert "--at -1" in fails([str(tmp_path / "a"), "--at", "-1"], capsys)
+    (tmp_path / "refs.csv").write_text("env_id,metric,low,high,meaning,source\nA,episodic_return,1,1,x,y\n")
+    assert "A has low 1 and high 1" in fails([str(tmp_path / "a"), "--references", str(tmp_path / "refs.csv")], capsys)
+    assert not (tmp_path / "a-report").exists()
+
+
+def test_the_report_of_plain_runs_goes_beside_them(tmp_path: Path) -> None:
+    runs, swept = tmp_path / "runs.old", tmp_path / "sweep"
+    runs.mkdir()
+    (swept / "runs").mkdir(parents=True)
+    assert report.out_folder(Args(dirs=(runs,))) == tmp_path / "runs.old-report"
+    assert report.out_folder(Args(dirs=(swept,))) == swept
+    assert report.out_folder(Args(dirs=(runs, swept), out=Path("x"))) == Path("x")
+    (tmp_path / "results.csv").touch()
+    assert report.out_folder(Args(dirs=(tmp_path / "results.csv",))) == tmp_path / "results-report"
