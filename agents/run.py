@@ -274,7 +274,8 @@ class Run(Generic[A]):
                 for old in [path / "metrics.csv", *path.glob("events.out.tfevents.*")]:
                     old.unlink(missing_ok=True)
                 write_json(path / "config.json", asdict(args))
-                agent = Path(sys.modules[type(args).__module__].__file__ or "").stem  # also where it is __main__
+                source = getattr(sys.modules[type(args).__module__], "__file__", None)  # also where it is __main__
+                agent = Path(source).stem if source else None
                 record = {"agent": agent, **manifest(), "presets": list(presets), "resumes": []}
                 write_json(path / "manifest.json", record)
                 run = cls(path, args, lock, presets, None, keep, quiet)

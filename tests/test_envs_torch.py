@@ -513,7 +513,7 @@ def test_bar_in_the_newest_frame_pays() -> None:
         ({"task": "qqqqqqqqqqq"}, "no task is called 'qqqqqqqqqqq', `python -m envs` lists all"),
         ({"num_envs": 0}, "num_envs is 0, must be at least 1"),
         ({"seed": -1}, "seed is -1, must be at least 0"),
-        ({"backend": "isaac"}, "backend is 'isaac', must be auto, torch, envpool, gymnasium"),
+        ({"backend": "isaac"}, "backend is 'isaac', must be auto, torch, humanoidbench, envpool, gymnasium"),
         ({"device": "banana"}, "device 'banana' cannot be used"),
         ({"device": "meta"}, "device is 'meta', must be cpu, cuda, cuda:N or mps"),
         ({"speed": 2}, "PointMass-v0 has no option 'speed' (it has max_episode_steps)"),
