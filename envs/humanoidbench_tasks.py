@@ -176,13 +176,17 @@ class Hurdle(Run):
 class Crawl(Task):
     """Go forward on all fours, through a tunnel. Never terminates."""
 
+    def __init__(self, physics: Physics) -> None:
+        super().__init__(physics)
+        self.prone = physics.qpos.new_tensor([0.75, 0, 0.65, 0])
+
     def reward(self, physics: Physics, memory: Memory) -> tuple[Tensor, Memory]:
         """A sum, which counts only within the tunnel's width."""
         imu = physics.site_xpos[:, self.imu]
         heights = torch.stack([imu[:, 2], physics.site_xpos[:, self.head, 2]])
         low = gaussian(outside(heights, 0.8 - 0.2, 0.8 + 0.2)).amin(0)
-        prone = (physics.xquat[:, PELVIS] - imu.new_tensor([0.75, 0, 0.65, 0])).norm(dim=1)
-        total = 0.1 * self.control(physics) + 0.25 * low + 0.4 * self.advance(physics, 1.0) + 0.25 * gaussian(prone)
+        prone = gaussian((physics.xquat[:, PELVIS] - self.prone).norm(dim=1))
+        total = 0.1 * self.control(physics) + 0.25 * low + 0.4 * self.advance(physics, 1.0) + 0.25 * prone
         return total * (imu[:, 1].abs() <= 1), memory
 
     def terminated(self, physics: Physics, memory: Memory) -> Tensor:
@@ -195,7 +199,8 @@ class Climb(Walk):
 
     def __init__(self, physics: Physics) -> None:
         super().__init__(physics)
-        self.feet = [physics.model.site(f"{side}_foot").id for side in ("left", "right")]
+        feet = [physics.model.site(f"{side}_foot").id for side in ("left", "right")]
+        self.feet = torch.tensor(feet, device=physics.qpos.device)
 
     def posture(self, physics: Physics) -> Tensor:
         """Tall above both feet, and upright."""
@@ -354,12 +359,13 @@ class Reach(Task):
     def __init__(self, physics: Physics) -> None:
         super().__init__(physics)
         self.hand = physics.model.site("left_hand").id
-        self.dof = physics.model.nq  # of the robot: nq numbers of position, one less of velocity
+        self.dof = physics.model.nq  # of the robot: so many numbers of position, one less of velocity
+        self.nearest, self.farthest = physics.qpos.new_tensor(self.low), physics.qpos.new_tensor(self.high)
 
     def start(self, draw: Tensor) -> tuple[Tensor, Memory]:
         """The noise, and a goal."""
         qpos, _ = super().start(draw)
-        return qpos, {"goal": between(draw[:, -3:], draw.new_tensor(self.low), draw.new_tensor(self.high))}
+        return qpos, {"goal": between(draw[:, -3:], self.nearest, self.farthest)}
 
     def observe(self, physics: Physics, memory: Memory) -> Tensor:
         """The robot, its left hand and the goal."""
