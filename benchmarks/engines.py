@@ -779,7 +779,7 @@ class Slurm(Engine):
         try:
             with self.executor.batch():
                 handles = [self.executor.submit(task) for task in work]
-        except (OSError, self.submitit.core.utils.FailedJobError) as error:
+        except (OSError, RuntimeError, self.submitit.core.utils.FailedJobError) as error:
             raise ValueError(f"sbatch has refused: {error}") from error
         for handle, chunk in zip(handles, chunks, strict=True):
             self.tasks[handle.job_id] = time.time(), [job.key for job in chunk]
@@ -828,6 +828,7 @@ class Task:
         """Called by submitit before the time is up: let the runs save, and say what is to be done in the next life."""
         self.engine.stop(signal.SIGTERM)
         for child in self.engine.children.values():
-            os.waitid(os.P_PID, child.process.pid, os.WEXITED | os.WNOWAIT)
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID, child.process.pid, os.WEXITED | os.WNOWAIT)
         task = Task(self.jobs, self.per_gpu, self.side_by_side, self.threads, self.cache)
         return extra("submitit", "slurm").helpers.DelayedSubmission(task)

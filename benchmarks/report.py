@@ -907,6 +907,7 @@ def time_unit(seconds: float) -> tuple[str, float]:
 
 def curve_plot(study: Study, overlays: Sequence[Overlay], wall: bool) -> Plot:
     """Return the plot of all tasks over frames, or over time."""
+    overlays = [curve for curve in overlays if not wall or not np.isnan(curve.seconds).any()]
     tasks = [task for task in study.tasks if curves(study, task, wall)] or study.tasks
     columns = 1 if len(tasks) == 1 else 2 if len(tasks) <= 4 else 3
     rows, height = math.ceil(len(tasks) / columns), {1: 3.5, 2: 2.6, 3: 1.9}[columns]
@@ -1320,7 +1321,7 @@ h1 {{ font-size: 1.6rem; line-height: 1.2 }} h2 {{ font-size: 1.15rem; margin-to
 figure {{ margin: 1.5rem 0 }} img {{ width: 100%; height: auto }} .wide {{ overflow-x: auto }}
 table {{ border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }}
 th, td {{ text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #e4e4e4; vertical-align: top }}
-pre {{ background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem }}
+li {{ overflow-wrap: anywhere }} pre {{ background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem }}
 code {{ background: #f2f2f2; padding: 0 .2em }}
 </style></head>
 <body>
@@ -1593,7 +1594,7 @@ def write_tensorboard(study: Study, folder: Path) -> None:
                 series=[series(value=f"{task}/mean", lower=f"{task}/low", upper=f"{task}/high")]
             ),
         )
-        for task in study.tasks
+        for task in reversed(study.tasks)  # TensorBoard shows the last one first
     ]
     layout = layout_pb2.Layout(category=[layout_pb2.Category(title="mean and 95% interval over seeds", chart=charts)])
     metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="custom_scalars"))
@@ -1606,7 +1607,7 @@ def write_tensorboard(study: Study, folder: Path) -> None:
         with open(path, "wb") as file:
             writer = RecordWriter(file)
             writer.write(Event(file_version="brain.Event:2").SerializeToString())
-            if variant == study.variants[0]:  # TensorBoard would merge several, and turn their order around
+            if variant == study.variants[0]:  # it holds for all runs
                 writer.write(Event(summary=Summary(value=[head])).SerializeToString())
             for task, variant_curves in found.items():
                 if variant in variant_curves:

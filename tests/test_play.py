@@ -369,7 +369,10 @@ def test_a_malicious_checkpoint_runs_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = run_dir / "checkpoints" / "step_000000000080"
-    for write in (lambda p: p.write_bytes(pickle.dumps(Bomb(), protocol=2)), lambda p: torch.save({"modules": Bomb()}, p)):
+    for write in (
+        lambda p: p.write_bytes(pickle.dumps(Bomb(), protocol=2)),
+        lambda p: torch.save({"modules": Bomb()}, p),
+    ):
         write(folder / "agent.pt")
         meta = json.loads((folder / "meta.json").read_text())
         meta["sha256"]["agent.pt"] = hashlib.sha256((folder / "agent.pt").read_bytes()).hexdigest()

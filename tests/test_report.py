@@ -922,7 +922,7 @@ def test_tensorboard_gets_a_run_per_variant_with_mean_and_band(whole: Path) -> N
                 found.setdefault(value.tag, {})[event.step] = value.simple_value
                 times.append(event.wall_time)
     (category,) = layout.category
-    assert [chart.title for chart in category.chart] == [CHEETAH, WALKER]
+    assert [chart.title for chart in category.chart] == [WALKER, CHEETAH], "which TensorBoard turns around"
     for chart in category.chart:
         (margin,) = chart.margin.series
         assert {margin.value, margin.lower, margin.upper} <= found.keys()
