@@ -641,7 +641,7 @@ def resolve(args: Args) -> Args:
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-MUTABLE = ("total_timesteps", "quiet", "keep_checkpoints")
+MUTABLE = ("total_timesteps", "quiet", "keep_checkpoints", "threads", "env_threads")
 """settings that may be given anew when a run is resumed; any other would make it another run"""
 
 

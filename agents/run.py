@@ -201,7 +201,7 @@ class Run(Generic[A]):
         self._ended = False
         self._signals: dict[signal.Signals, Any] = {}
         self._start = time.perf_counter() - (checkpoint.meta["wall_s"] if checkpoint else 0.0)
-        self._last_log = (self.step, self.wall_s)
+        self._last_sps = (self.step, self.wall_s)
         self._progress = _Progress(args.total_timesteps, self.step, sys.stderr)
         self._next_look = time.perf_counter() + self._progress.period
         self._next_heartbeat = time.perf_counter() + HEARTBEAT_S
@@ -389,14 +389,13 @@ class Run(Generic[A]):
             values = to_floats(metrics)
             self._metrics.write(step, round(self.wall_s, 3), values)
         self.step = step
-        self._last_log = (step, self.wall_s)
         self._return = values.get("charts/episodic_return", self._return)
         return values
 
     def sps(self, step: int) -> float:
-        """Environment frames per second since the last `log`."""
-        last_step, last_wall_s = self._last_log
-        return (step - last_step) / max(self.wall_s - last_wall_s, 1e-9)
+        """Environment frames per second since the last call, whatever was logged between."""
+        (last_step, last_wall_s), self._last_sps = self._last_sps, (step, self.wall_s)
+        return (step - last_step) / max(self._last_sps[1] - last_wall_s, 1e-9)
 
     def progress(self, step: int) -> None:
         """Keep the progress line and status.json fresh. Call it in every iteration; it mostly does nothing."""

@@ -579,8 +579,9 @@ def test_frames_per_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     run = make(tmp_path)
     fake.now += 10
     assert run.sps(50) == 5
-    run.log(50, {})
-    fake.now += 2
+    fake.now += 1
+    run.log(100, {"eval/episodic_return": 1.0})  # an evaluation on the same frame must not hide the frames
+    fake.now += 1
     assert run.sps(150) == 50
     assert run.wall_s == 12
     run.close()
