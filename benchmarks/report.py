@@ -101,8 +101,7 @@ class Args:
     title: str = ""
     """above the report and its plots"""
     metric: str = "auto"
-    """what is compared, higher being better: auto is eval/episodic_return, and eval/success_rate where that is the
-    scale of a task"""
+    """what is compared, more being better; auto: eval/episodic_return, or eval/success_rate where a task goes by it"""
     baseline: str = "auto"
     """variant that the others are compared with; auto compares each with the variant without SEM of its agent"""
     at: int = 0
