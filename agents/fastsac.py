@@ -30,7 +30,7 @@ What differs from the authors' code (github.com/amazon-far/holosoma) on purpose:
 import math
 import random
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -52,6 +52,7 @@ from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import DMC, GYM_MUJOCO, HUMANOIDBENCH
 from networks.actors import SquashedGaussianActor
 from networks.critics import CategoricalCritics, ScalarCritics, project
+from networks.flat import Flat
 from networks.normalize import RewardScale, RunningNorm
 from networks.sem import SEM, SEMConfig, entropy
 
@@ -245,9 +246,13 @@ class FastSAC:
         ).to(self.device)
         self.log_alpha = torch.tensor(math.log(args.alpha_init), device=self.device, requires_grad=True)
         self.target_entropy = -args.target_entropy_ratio * self.action_dim
-        self.actor_optimizer = self._adamw(self.actor.parameters(), args.actor_lr, args.weight_decay)
-        self.critic_optimizer = self._adamw(self.critic.parameters(), args.critic_lr, args.weight_decay)
-        self.alpha_optimizer = self._adamw([self.log_alpha], args.alpha_lr, 0.0)
+        self.actor_flat, self.critic_flat, self.target_flat = (
+            Flat(network.parameters()) for network in (self.actor, self.critic, self.target)
+        )
+        self.alpha_flat = Flat([self.log_alpha])
+        self.actor_optimizer = self._adamw(self.actor_flat, args.actor_lr, args.weight_decay)
+        self.critic_optimizer = self._adamw(self.critic_flat, args.critic_lr, args.weight_decay)
+        self.alpha_optimizer = self._adamw(self.alpha_flat, args.alpha_lr, 0.0)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=args.amp == "bfloat16")
         self.updates = 0
         self.loss_sum = torch.zeros(4, device=self.device)  # of LOSSES, since the last report
@@ -256,9 +261,10 @@ class FastSAC:
             self.critic_loss = torch.compile(self.critic_loss)  # type: ignore[method-assign]
             self.actor_loss = torch.compile(self.actor_loss)  # type: ignore[method-assign]
 
-    def _adamw(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> torch.optim.AdamW:
-        rate = torch.tensor(lr, device=self.device)  # a tensor, so that the schedule needs no recompilation
-        return torch.optim.AdamW(parameters, lr=rate, betas=self.args.adam_betas, weight_decay=weight_decay, fused=True)
+    def _adamw(self, network: Flat, lr: float, weight_decay: float) -> torch.optim.AdamW:
+        rate = torch.tensor(lr, device=self.device)  # a tensor, so that the schedule needs no wait for the device
+        betas = self.args.adam_betas
+        return torch.optim.AdamW([network.vector], lr=rate, betas=betas, weight_decay=weight_decay, fused=True)
 
     # ---- acting ----
 
@@ -296,15 +302,14 @@ class FastSAC:
         """Take a step of critics and temperature, every `policy_frequency`-th time of the actor; move the target."""
         batch = self.prepare(batch)
         loss, next_log_prob = self.critic_loss(batch)
-        self._descend("qf_loss", loss, list(self.critic.parameters()), self.critic_optimizer)
+        self._descend("qf_loss", loss, self.critic_flat, self.critic_optimizer)
         self._count("entropy", -next_log_prob.mean())
         if self.args.autotune:
-            self._descend("alpha_loss", self.alpha_loss(next_log_prob), [self.log_alpha], self.alpha_optimizer)
+            self._descend("alpha_loss", self.alpha_loss(next_log_prob), self.alpha_flat, self.alpha_optimizer)
         self.updates += 1
         if self.updates % self.args.policy_frequency == 0:
-            self._descend("actor_loss", self.actor_loss(batch), list(self.actor.parameters()), self.actor_optimizer)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.target.parameters()), list(self.critic.parameters()), self.args.tau)
+            self._descend("actor_loss", self.actor_loss(batch), self.actor_flat, self.actor_optimizer)
+        self.target_flat.lerp(self.critic_flat, self.args.tau)
 
     def prepare(self, batch: TensorDict) -> TensorDict:
         """Return the batch with normalised observations and rewards."""
@@ -378,12 +383,11 @@ class FastSAC:
         """Return the expected returns [Q, B] that the critics' outputs stand for."""
         return out if isinstance(self.critic, ScalarCritics) else self.critic.value(out)
 
-    def _descend(self, name: str, loss: Tensor, parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def _descend(self, name: str, loss: Tensor, network: Flat, optimizer: torch.optim.Optimizer) -> None:
         """Take one optimiser step of one network; no other network gets a gradient."""
-        optimizer.zero_grad()
-        loss.backward(inputs=parameters)
+        network.differentiate(loss)
         if self.args.max_grad_norm > 0:
-            nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
+            network.clip(self.args.max_grad_norm)
         optimizer.step()
         self._count(name, loss)
 

@@ -50,6 +50,7 @@ from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import DMC, PLAYGROUND
 from networks.actors import DeterministicActor
 from networks.critics import CategoricalCritics, project
+from networks.flat import Flat
 from networks.normalize import RewardScale, RunningNorm
 from networks.sem import SEM, SEMConfig, entropy
 
@@ -225,8 +226,11 @@ class FastTD3:
                 "reward_scale": self.reward_scale,
             }
         ).to(self.device)
-        self.actor_optimizer = self._adamw(self.actor, args.actor_lr)
-        self.critic_optimizer = self._adamw(self.critic, args.critic_lr)
+        self.actor_flat, self.critic_flat, self.target_flat = (
+            Flat(network.parameters()) for network in (self.actor, self.critic, self.target)
+        )
+        self.actor_optimizer = self._adamw(self.actor_flat, args.actor_lr)
+        self.critic_optimizer = self._adamw(self.critic_flat, args.critic_lr)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=args.amp == "bfloat16")
         self.noise_scale = self._draw_noise_scale(env.num_envs)  # [N, 1]
         self.updates = 0
@@ -236,10 +240,10 @@ class FastTD3:
             self.critic_loss = torch.compile(self.critic_loss)  # type: ignore[method-assign]
             self.actor_loss = torch.compile(self.actor_loss)  # type: ignore[method-assign]
 
-    def _adamw(self, network: nn.Module, lr: float) -> torch.optim.AdamW:
-        rate = torch.tensor(lr, device=self.device)  # a tensor, so that the schedule needs no recompilation
+    def _adamw(self, network: Flat, lr: float) -> torch.optim.AdamW:
+        rate = torch.tensor(lr, device=self.device)  # a tensor, so that the schedule needs no wait for the device
         betas, weight_decay = self.args.adam_betas, self.args.weight_decay
-        return torch.optim.AdamW(network.parameters(), lr=rate, betas=betas, weight_decay=weight_decay, fused=True)
+        return torch.optim.AdamW([network.vector], lr=rate, betas=betas, weight_decay=weight_decay, fused=True)
 
     # ---- acting ----
 
@@ -283,12 +287,11 @@ class FastTD3:
     def update(self, batch: TensorDict) -> None:
         """Take one step of the critics, every `policy_frequency`-th time one of the actor, and move the target."""
         batch = self.prepare(batch)
-        self._descend(0, self.critic_loss(batch), self.critic, self.critic_optimizer)
+        self._descend(0, self.critic_loss(batch), self.critic_flat, self.critic_optimizer)
         self.updates += 1
         if self.updates % self.args.policy_frequency == 0:
-            self._descend(1, self.actor_loss(batch), self.actor, self.actor_optimizer)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.target.parameters()), list(self.critic.parameters()), self.args.tau)
+            self._descend(1, self.actor_loss(batch), self.actor_flat, self.actor_optimizer)
+        self.target_flat.lerp(self.critic_flat, self.args.tau)
 
     def prepare(self, batch: TensorDict) -> TensorDict:
         """Return the batch with normalised observations and rewards."""
@@ -342,13 +345,11 @@ class FastTD3:
         value = value.amin(0) if self.args.clipped_double_q else value.mean(0)
         return -value.mean()
 
-    def _descend(self, which: int, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def _descend(self, which: int, loss: Tensor, network: Flat, optimizer: torch.optim.Optimizer) -> None:
         """Take one optimiser step of one network; no other network gets a gradient."""
-        parameters = list(network.parameters())
-        optimizer.zero_grad()
-        loss.backward(inputs=parameters)
+        network.differentiate(loss)
         if self.args.max_grad_norm > 0:
-            nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
+            network.clip(self.args.max_grad_norm)
         optimizer.step()
         self.loss_sum[which] += loss.detach()
         self.loss_count[which] += 1

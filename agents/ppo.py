@@ -47,6 +47,7 @@ from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import ATARI, CLASSIC, DMC, GYM_MUJOCO, human_normalised
 from networks.actors import Categorical, CategoricalActor, Gaussian, GaussianActor
 from networks.critics import ValueCritic
+from networks.flat import Flat
 from networks.layers import orthogonal_
 from networks.normalize import RewardScale, RunningNorm
 from networks.sem import SEM, SEMConfig, entropy
@@ -241,12 +242,14 @@ class PPO:
                 "reward_scale": self.reward_scale,
             }
         ).to(self.device)
-        self.parameters = list(self.modules.parameters())
+        self.flat = Flat(self.modules.parameters())
         rate = torch.tensor(args.learning_rate, device=self.device)  # a tensor, so that it can follow the divergence
-        self.optimizer = torch.optim.Adam(self.parameters, lr=rate, eps=args.adam_eps, fused=True)
+        self.optimizer = torch.optim.Adam([self.flat.vector], lr=rate, eps=args.adam_eps, fused=True)
         self.loss_sum = torch.zeros(len(LOSSES), device=self.device)  # since the last report
         self.loss_count = 0
+        self.forward = self.__call__
         if args.compile:
+            self.forward = torch.compile(self.__call__)
             self.losses = torch.compile(self.losses)  # type: ignore[method-assign]
 
     @property
@@ -337,59 +340,84 @@ class PPO:
     def update(self, rollout: TensorDict) -> None:
         """Take `update_epochs` passes over a rollout [T, N] in shuffled minibatches, one optimiser step for each."""
         args = self.args
-        flat = rollout.flatten()
+        flat = dict(rollout.flatten().items())
         for _ in range(args.update_epochs):
-            shuffled = flat[torch.randperm(len(flat), device=self.device)]
+            order = torch.randperm(rollout.numel(), device=self.device).view(args.num_minibatches, -1)
+            shuffled = {name: x.index_select(0, order.flatten()) for name, x in flat.items()}
+            columns = self.prepare({name: x.unflatten(0, order.shape) for name, x in shuffled.items()})
             divergence = torch.zeros((), device=self.device)
-            for batch in shuffled.split(len(flat) // args.num_minibatches):
-                losses = self.losses(batch)
-                loss = losses["policy_loss"] - args.ent_coef * losses["entropy"] + args.vf_coef * losses["value_loss"]
-                self.optimizer.zero_grad()
-                loss.backward()
+            for rows in zip(*(x.unbind() for x in columns.values()), strict=True):
+                losses = self.differentiate(dict(zip(columns, rows, strict=True)))
                 if args.max_grad_norm > 0:
-                    nn.utils.clip_grad_norm_(self.parameters, args.max_grad_norm)
+                    self.flat.clip(args.max_grad_norm)
                 self.optimizer.step()
-                self.loss_sum += torch.stack([losses[name].detach() for name in LOSSES])
+                self.loss_sum += losses
                 self.loss_count += 1
-                divergence = losses["approx_kl"]
+                divergence = losses[LOSSES.index("approx_kl")]
                 if args.lr_schedule == "adaptive":
                     self.follow(divergence)
             if args.target_kl > 0 and divergence > args.target_kl:
                 break
 
-    def losses(self, batch: TensorDict) -> dict[str, Tensor]:
-        """Return the terms of the loss for a minibatch [B], and what tells how far the policy has moved.
+    def prepare(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return minibatches [..., B] as `losses` wants them.
 
-        Rows that a simulator has spoilt have no weight. `approx_kl` is the estimate (r - 1) - log r of Schulman,
-        "Approximating KL Divergence" (2020), for the ratio r of new to old probability.
+        `weight` is the share of a row in a mean over its minibatch; one that a simulator has spoilt has none. Advantages
+        are normalised if they are to be, and `bound` is the largest gain that clipping the ratio leaves to a row.
         """
-        args = self.args
-        obs = batch["obs"]
+        valid, advantage = columns["valid"], columns["advantage"]
+        weight = valid / valid.sum(-1, keepdim=True).clamp(min=1)
+        if self.args.norm_adv:
+            centred = advantage - (weight * advantage).sum(-1, keepdim=True)
+            advantage = centred / ((weight * centred.square()).sum(-1, keepdim=True).sqrt() + 1e-8)
+        bound = advantage + self.args.clip_coef * advantage.abs()
+        return {**columns, "weight": weight, "advantage": advantage, "bound": bound}
+
+    def differentiate(self, batch: dict[str, Tensor]) -> Tensor:
+        """Set the gradient of policy_loss - ent_coef entropy + vf_coef value_loss of a minibatch; return LOSSES [5]."""
         with self.autocast:
-            policy, value = self(obs, batch.get("critic_obs", obs))
-        weight = batch["valid"] / batch["valid"].sum().clamp(min=1)
+            policy, value = self.forward(batch["obs"], batch.get("critic_obs", batch["obs"]))
+        losses, gradients = self.losses(policy, value, batch)
+        self.flat.differentiate((*policy, value), gradients)
+        return losses
+
+    @torch.no_grad()
+    def losses(
+        self, policy: Gaussian | Categorical, value: Tensor, batch: dict[str, Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return LOSSES [5] of a minibatch, and the gradient of the loss by each field of the policy and by the value.
+
+        The gain min(A r, A clip(r)) of a row with the ratio r of new to old probability and the advantage A is
+        min(A r, A + clip_coef |A|). So its gradient by log r is A r, or 0 where it is clipped: one product where
+        differentiating all of this would take thirty, a third of the time of an update of small networks. `approx_kl`
+        is the estimate (r - 1) - log r of Schulman, "Approximating KL Divergence" (2020).
+        """
+        args, weight, clip = self.args, batch["weight"], self.args.clip_coef
         log_ratio = policy.log_prob(batch["action"]) - batch["log_prob"]
         ratio = log_ratio.exp()
-        advantage = batch["advantage"]
-        if args.norm_adv:
-            centred = advantage - (weight * advantage).sum()
-            advantage = centred / ((weight * centred.square()).sum().sqrt() + 1e-8)
-        clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
-        gain = torch.minimum(advantage * ratio, advantage * clipped)
-        error = (value - batch["target"]).square()
+        gain = batch["advantage"] * ratio
+        kept = gain < batch["bound"]
+        error = value - batch["target"]
+        moves = torch.ones_like(kept)
+        loss = error
         if args.clip_vloss:
-            near = batch["value"] + (value - batch["value"]).clamp(-args.clip_coef, args.clip_coef)
-            error = torch.maximum(error, (near - batch["target"]).square())
-        with torch.no_grad():
-            divergence = (weight * (ratio - 1 - log_ratio)).sum()
-            beyond = (weight * ((ratio - 1).abs() > args.clip_coef)).sum()
-        return {
-            "policy_loss": -(weight * gain).sum(),
-            "value_loss": 0.5 * (weight * error).sum(),
-            "entropy": (weight * policy.entropy()).sum(),
-            "approx_kl": divergence,
-            "clipfrac": beyond,
-        }
+            move = value - batch["value"]
+            near = batch["value"] + move.clamp(-clip, clip) - batch["target"]
+            moves = ~((move.abs() > clip) & (near.abs() > error.abs()))
+            loss = torch.where(moves, error, near)
+        apart = ratio - 1
+        losses = torch.stack(
+            [
+                torch.where(kept, -gain, -batch["bound"]),
+                0.5 * loss.square(),
+                policy.entropy(),
+                apart - log_ratio,
+                (apart.abs() > clip).to(weight.dtype),
+            ]
+        )
+        by_log_prob = weight * torch.where(kept, -gain, 0.0)
+        by_policy = policy.gradient(batch["action"], by_log_prob, -args.ent_coef * weight)
+        return losses @ weight, (*by_policy, args.vf_coef * weight * torch.where(moves, error, 0.0))
 
     def follow(self, divergence: Tensor) -> None:
         """Move the learning rate so that the divergence comes near the desired one; on the device, without a look."""

@@ -65,6 +65,13 @@ class Gaussian(NamedTuple):
         """Return [B], in nats."""
         return self.log_std.sum(-1) + (0.5 + LOG_SQRT_2PI) * self.log_std.shape[-1]
 
+    def gradient(self, action: Tensor, by_log_prob: Tensor, by_entropy: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients by mean and log_std, each [B, A], of a loss whose own by the rest [B] are known."""
+        inverse = torch.exp(-self.log_std)
+        z = (action - self.mean) * inverse
+        slope = by_log_prob[:, None]
+        return slope * z * inverse, slope * (z.square() - 1) + by_entropy[:, None]
+
 
 class SquashedGaussian(NamedTuple):
     """The tanh of independent normals: actions in (-1, 1)."""
@@ -117,6 +124,11 @@ class Categorical(NamedTuple):
     def entropy(self) -> Tensor:
         """Return [B], in nats."""
         return -(self.log_probs.exp() * self.log_probs).sum(-1)
+
+    def gradient(self, action: Tensor, by_log_prob: Tensor, by_entropy: Tensor) -> tuple[Tensor]:
+        """Return the gradient by log_probs [B, n] of a loss whose own by log_prob and entropy, each [B], are known."""
+        gradient = self.log_probs.exp() * (self.log_probs + 1) * -by_entropy[:, None]
+        return (gradient.scatter_add_(-1, action[:, None], by_log_prob[:, None]),)
 
 
 class SquashedGaussianActor(nn.Module):

@@ -206,7 +206,7 @@ def test_without_a_critic_the_policy_becomes_the_most_random_one() -> None:
     batch = make_batch(agent, 512)
     for step in range(150):
         agent.anneal(step / 150)
-        agent._descend("actor_loss", agent.actor_loss(batch), list(agent.actor.parameters()), agent.actor_optimizer)
+        agent._descend("actor_loss", agent.actor_loss(batch), agent.actor_flat, agent.actor_optimizer)
     z, weight = np.polynomial.hermite_e.hermegauss(101)
     spread = np.linspace(0.5, 1.5, 1001)
     x = spread[:, None] * z
@@ -334,12 +334,12 @@ def test_losses_leave_no_gradient_in_other_networks(kind: dict) -> None:
     agent = make_agent(tiny(**kind, policy_frequency=1))
     agent.update(make_batch(agent))
     parts = {
-        "critic": list(agent.critic.parameters()),
-        "actor": list(agent.actor.parameters()),
-        "alpha": [agent.log_alpha],
-        "target": list(agent.target.parameters()),
+        "critic": agent.critic_flat,
+        "actor": agent.actor_flat,
+        "alpha": agent.alpha_flat,
+        "target": agent.target_flat,
     }
-    assert all(p.grad is None for p in parts["target"])
+    assert agent.target_flat.vector.grad is None
     batch = agent.prepare(make_batch(agent, seed=1))
     _, log_prob = agent.critic_loss(batch)
     assert not log_prob.requires_grad
@@ -349,15 +349,14 @@ def test_losses_leave_no_gradient_in_other_networks(kind: dict) -> None:
         "alpha": ("alpha_loss", lambda: agent.alpha_loss(log_prob), agent.alpha_optimizer),
     }
     for own, (name, loss, optimizer) in steps.items():
-        before = {part: [None if p.grad is None else p.grad.clone() for p in ps] for part, ps in parts.items()}
-        weights = {part: [p.detach().clone() for p in ps] for part, ps in parts.items()}
+        before = {part: (flat.vector.detach().clone(), flat.vector.grad) for part, flat in parts.items()}
         agent._descend(name, loss(), parts[own], optimizer)
-        for part, ps in parts.items():
-            for p, grad, weight in zip(ps, before[part], weights[part], strict=True):
-                if part != own:
-                    assert p.grad is grad is None or torch.equal(p.grad, grad), f"{name} left a gradient in {part}"
-                    assert torch.equal(p, weight), f"{name} moved {part}"
-        assert any(not torch.equal(p, w) for p, w in zip(parts[own], weights[own], strict=True))
+        for part, flat in parts.items():
+            vector, grad = before[part]
+            if part != own:
+                assert flat.vector.grad is grad, f"{name} left a gradient in {part}"
+            assert torch.equal(flat.vector, vector) == (part != own), f"{name} moved {part}, or not its own"
+        assert all(p.grad is None for p in (*agent.modules.parameters(), agent.log_alpha))
 
 
 @pytest.mark.parametrize("frequency", [1, 2, 3])
@@ -444,7 +443,7 @@ def test_temperature_and_its_optimizer_are_saved(tmp_path: Path) -> None:
     other.load_state_dict(torch.load(tmp_path / "agent.pt", weights_only=True))
     assert other.log_alpha is parameter and parameter.requires_grad  # the one that its optimiser holds
     assert parameter.item() == learned
-    moments = [one.alpha_optimizer.state[one.log_alpha] for one in (agent, other)]
+    moments = [one.alpha_optimizer.state[one.alpha_flat.vector] for one in (agent, other)]
     assert moments[0].keys() == moments[1].keys() and all(torch.equal(moments[0][k], moments[1][k]) for k in moments[0])
 
 

@@ -188,10 +188,11 @@ def test_each_update_moves_what_it_should(env_id: str) -> None:
 def test_losses_leave_no_gradient_in_other_networks() -> None:
     agent = make_agent(tiny(policy_frequency=1))
     agent.update(make_batch(agent))
-    assert all(p.grad is None for p in agent.target.parameters())
-    critic_grads = [p.grad.clone() for p in agent.critic.parameters()]
-    agent._descend(1, agent.actor_loss(agent.prepare(make_batch(agent))), agent.actor, agent.actor_optimizer)
-    assert all(torch.equal(p.grad, g) for p, g in zip(agent.critic.parameters(), critic_grads, strict=True))
+    before = [flat.vector.grad.clone() for flat in (agent.critic_flat, agent.actor_flat)]
+    agent._descend(1, agent.actor_loss(agent.prepare(make_batch(agent, 16))), agent.actor_flat, agent.actor_optimizer)
+    assert torch.equal(agent.critic_flat.vector.grad, before[0]) and agent.target_flat.vector.grad is None
+    assert not torch.equal(agent.actor_flat.vector.grad, before[1])
+    assert all(p.grad is None for p in agent.modules.parameters())
 
 
 @pytest.mark.parametrize("frequency", [1, 2, 3])
@@ -213,7 +214,7 @@ def test_actor_climbs_the_critic() -> None:
     batch = make_batch(agent, 256)
     first = agent.actor_loss(batch).item()
     for _ in range(50):
-        agent._descend(1, agent.actor_loss(batch), agent.actor, agent.actor_optimizer)
+        agent._descend(1, agent.actor_loss(batch), agent.actor_flat, agent.actor_optimizer)
     assert agent.actor_loss(batch).item() < first - 0.05
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 import envs
 from agents import ppo
 from agents.checkpoint import newest_checkpoint
-from agents.ppo import PPO, Args, gae
+from agents.ppo import LOSSES, PPO, Args, gae
 from envs.base import Step, VecEnv
 from envs.torch import ClosedForm, ClosedFormDiscrete, optimal_value
 from networks.normalize import RunningNorm
@@ -101,6 +101,28 @@ def make_rollout(agent: PPO, env: VecEnv, steps: int = 16, seed: int = 0) -> Ten
         "valid": (torch.rand(shape, generator=g) < 0.8).float(),
     }
     return TensorDict({**batch, "critic_obs": critic_obs} if env.privileged else batch, shape)
+
+
+def losses_of(agent: PPO, rollout: TensorDict) -> dict[str, Tensor]:
+    """The terms of the loss for all rows of a rollout as one minibatch."""
+    batch = agent.prepare(dict(rollout.flatten().items()))
+    with torch.no_grad(), agent.autocast:
+        policy, value = agent(batch["obs"], batch.get("critic_obs", batch["obs"]))
+    return dict(zip(LOSSES, agent.losses(policy, value, batch)[0], strict=True))
+
+
+def gradients_of(agent: PPO, rollout: TensorDict, **weights: float) -> dict[str, Tensor]:
+    """What `differentiate` makes of all rows of a rollout as one minibatch, by the names of the parameters."""
+    agent.args = replace(agent.args, **weights)
+    agent.differentiate(agent.prepare(dict(rollout.flatten().items())))
+    return by_name(agent)
+
+
+def by_name(agent: PPO) -> dict[str, Tensor]:
+    """The gradient that the optimiser sees, in pieces."""
+    parameters = dict(agent.modules.named_parameters())
+    pieces = agent.flat.vector.grad.split([p.numel() for p in parameters.values()])
+    return {name: piece.view_as(p) for (name, p), piece in zip(parameters.items(), pieces, strict=True)}
 
 
 def snapshot(agent: PPO) -> dict[str, Tensor]:
@@ -257,7 +279,7 @@ def by_the_paper(agent: PPO, rollout: TensorDict) -> tuple[dict[str, Tensor], di
 def test_losses_equal_an_independent_computation(task: str, norm_adv: bool, clip_vloss: bool) -> None:
     agent, env = make_agent(tiny(env_id=task, norm_adv=norm_adv, clip_vloss=clip_vloss))
     rollout = make_rollout(agent, env, 100)
-    losses = agent.losses(rollout.flatten())
+    losses = losses_of(agent, rollout)
     expected, _, inside = by_the_paper(agent, rollout)
     assert losses.keys() == expected.keys()
     for name, loss in losses.items():
@@ -283,11 +305,12 @@ def test_an_update_is_one_step_of_adam_along_the_clipped_gradient(task: str, max
     assert (shrink < 1) == (max_grad_norm == 0.05)
     before = {name: p.detach().clone() for name, p in agent.modules.named_parameters()}
     agent.update(rollout)
+    seen = by_name(agent)
     for name, p in agent.modules.named_parameters():
         gradient = shrink * gradients[name]
-        torch.testing.assert_close(p.grad.double(), gradient, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(seen[name].double(), gradient, rtol=1e-4, atol=1e-6, msg=name)
         # Adam's first step, of moments that start at 0 and are corrected for it: the gradient over its size.
-        step = args.learning_rate * p.grad / (p.grad.abs() + args.adam_eps)
+        step = args.learning_rate * seen[name] / (seen[name].abs() + args.adam_eps)
         torch.testing.assert_close(before[name] - p.detach(), step, rtol=1e-3, atol=1e-7, msg=name)
 
 
@@ -301,21 +324,22 @@ def test_spoilt_rows_weigh_nothing(task: str) -> None:
     for name in set(rollout.keys()) - {"valid"}:
         mixed[name][spoilt] = other[name][spoilt]
     assert spoilt.sum() > 5
-    one, two = agent.losses(rollout.flatten()), agent.losses(mixed.flatten())
+    one, two = losses_of(agent, rollout), losses_of(agent, mixed)
     for name, loss in one.items():
         torch.testing.assert_close(loss, two[name], rtol=1e-6, atol=1e-7, msg=name)
     rollout["valid"].zero_()  # nothing at all to learn from
     before = snapshot(agent)
-    assert all(loss == 0 for loss in agent.losses(rollout.flatten()).values())
+    assert all(loss == 0 for loss in losses_of(agent, rollout).values())
     agent.update(rollout)
     assert changed(before, agent) == set()
 
 
 def test_bfloat16_losses_are_close_to_float32() -> None:
     (exact, env), (fast, _) = (make_agent(tiny(amp=amp, sem=True)) for amp in ("off", "bfloat16"))
-    rollout = make_rollout(exact, env, 100).flatten()
-    for name, loss in fast.losses(rollout).items():
-        assert loss.item() == pytest.approx(exact.losses(rollout)[name].item(), rel=0.05, abs=0.01)
+    rollout = make_rollout(exact, env, 100)
+    expected = losses_of(exact, rollout)
+    for name, loss in losses_of(fast, rollout).items():
+        assert loss.item() == pytest.approx(expected[name].item(), rel=0.05, abs=0.01)
         assert loss.dtype == torch.float32
 
 
@@ -337,7 +361,7 @@ def test_first_ratios_are_one(task: str, amp: str) -> None:
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if amp == "off" else {"rtol": 0.02, "atol": 0.02}
     torch.testing.assert_close(policy.log_prob(flat["action"]), flat["log_prob"], **tolerance)
     torch.testing.assert_close(value, flat["value"], **tolerance)
-    losses = agent.losses(flat)
+    losses = losses_of(agent, rollout)
     assert losses["approx_kl"].abs() < (1e-6 if amp == "off" else 1e-3) and losses["clipfrac"] == 0
     assert flat["log_prob"].std() > 0.05  # and they are not all alike
     if isinstance(agent.obs_norm, RunningNorm):
@@ -477,7 +501,7 @@ def test_each_step_moves_what_it_should(task: str) -> None:
     rows, steps = roll(agent, env, 4, (obs, critic_obs))
     rollout = agent.estimate(rows, steps)
     agent.act(obs)
-    agent.losses(rollout.flatten())
+    losses_of(agent, rollout)
     agent.report(rollout)
     assert changed(before, agent) == set()
     agent.update(rollout)
@@ -487,30 +511,24 @@ def test_each_step_moves_what_it_should(task: str) -> None:
     assert changed(before, agent) == {"reward_scale", *([] if images else ["obs_norm", "critic_obs_norm"])}
 
 
-def gradients_of(agent: PPO, loss: Tensor) -> dict[str, float]:
-    """Largest gradient in each network; a network that the loss does not reach has 0."""
-    agent.optimizer.zero_grad()
-    loss.backward()
-    return {
-        name: max((float(p.grad.abs().max()) for p in module.parameters() if p.grad is not None), default=0.0)
-        for name, module in (("trunk", agent.trunk), ("actor", agent.actor), ("critic", agent.critic))
-    }
-
-
 @pytest.mark.parametrize("task", ["PointMass-v0", "Pixels-v0"])
 @pytest.mark.parametrize("share_hidden", [True, False])
 def test_each_loss_reaches_its_networks(task: str, share_hidden: bool) -> None:
     """Actor and critic share nothing but the trunk, and that is there for images only."""
     images = task == "Pixels-v0"
     agent, env = make_agent(tiny(env_id=task, share_hidden=share_hidden, num_envs=2))
-    rollout = agent.estimate(*roll(agent, env, 4)).flatten()
-    by_policy = gradients_of(agent, agent.losses(rollout)["policy_loss"])
-    by_value = gradients_of(agent, agent.losses(rollout)["value_loss"])
-    assert by_policy["actor"] > 0 and by_policy["critic"] == 0
-    assert by_value["critic"] > 0 and by_value["actor"] == 0
-    assert (by_policy["trunk"] > 0) == (by_value["trunk"] > 0) == images
-    for p in agent.trunk.parameters():  # all layers of it, by the last loss
-        assert p.grad.abs().max() > 0
+    rollout = agent.estimate(*roll(agent, env, 4))
+    by_policy = gradients_of(agent, rollout, ent_coef=0.0, vf_coef=0.0)
+    rollout["advantage"].zero_()
+    by_value = gradients_of(agent, rollout, vf_coef=1.0)
+
+    def reached(gradients: dict[str, Tensor], network: str) -> bool:
+        return any(bool(g.any()) for name, g in gradients.items() if name.startswith(network))
+
+    assert reached(by_policy, "actor") and not reached(by_policy, "critic")
+    assert reached(by_value, "critic") and not reached(by_value, "actor")
+    assert reached(by_policy, "trunk") == reached(by_value, "trunk") == images
+    assert all(g.any() for name, g in by_value.items() if name.startswith("trunk"))  # all layers of it
 
 
 def kinds(layers: Sequence[torch.nn.Module]) -> list[str]:
@@ -578,13 +596,12 @@ def test_the_actor_never_sees_what_only_the_critic_may() -> None:
     assert torch.equal(best, still_best) and not torch.equal(one["value"], two["value"])
     assert torch.equal(one["value"], agent.explore(obs + 1, critic_obs)["value"])  # nor the critic the noisy view
 
-    rollout = make_rollout(agent, env).flatten()
-    grads = []
-    for shift in (0, 1):
-        rollout["critic_obs"] += shift
-        losses = agent.losses(rollout)
-        grads.append(torch.autograd.grad(sum(losses.values()), list(agent.actor.parameters())))
-    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
+    rollout = make_rollout(agent, env)
+    one = gradients_of(agent, rollout)
+    rollout["critic_obs"] += 1
+    two = gradients_of(agent, rollout)
+    same = {name for name in one if torch.equal(one[name], two[name])}
+    assert {name for name in one if name.startswith("actor")} == {name for name in same if one[name].any()}
 
 
 def test_images_with_a_privileged_view_are_refused() -> None:
@@ -601,8 +618,8 @@ def test_every_pass_covers_every_row_once(monkeypatch) -> None:
     agent, env = make_agent(tiny(num_minibatches=8, update_epochs=3))
     rollout = make_rollout(agent, env)
     rollout["row"] = torch.arange(64).view(16, 4)
-    batches, losses = [], agent.losses
-    monkeypatch.setattr(agent, "losses", lambda batch: batches.append(batch["row"]) or losses(batch))
+    batches, differentiate = [], agent.differentiate
+    monkeypatch.setattr(agent, "differentiate", lambda batch: batches.append(batch["row"]) or differentiate(batch))
     agent.update(rollout)
     assert [len(batch) for batch in batches] == 24 * [8]
     passes = torch.cat(batches).view(3, 64)
@@ -622,8 +639,9 @@ def test_target_kl_ends_the_passes(target_kl: float, passes: int) -> None:
 
 def test_target_kl_goes_by_the_last_minibatch_of_a_pass(monkeypatch) -> None:
     agent, env = make_agent(tiny(target_kl=0.05, update_epochs=5))
-    losses, divergences = agent.losses, iter([9.0, 9.0, 9.0, 0.04, 0.0, 0.0, 0.0, 0.06])
-    monkeypatch.setattr(agent, "losses", lambda b: {**losses(b), "approx_kl": torch.tensor(next(divergences))})
+    differentiate, divergences = agent.differentiate, iter([9.0, 9.0, 9.0, 0.04, 0.0, 0.0, 0.0, 0.06])
+    kl = torch.tensor([float(name == "approx_kl") for name in LOSSES])
+    monkeypatch.setattr(agent, "differentiate", lambda b: differentiate(b) * (1 - kl) + next(divergences) * kl)
     agent.update(make_rollout(agent, env))
     assert agent.loss_count == 8
 

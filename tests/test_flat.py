@@ -1,0 +1,91 @@
+"""Parameters as one vector: the same numbers as torch's own tools give one by one."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from networks.flat import Flat
+from networks.sem import SEMConfig
+from networks.torso import mlp_torso, nature_cnn
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    torso, width = mlp_torso(5, (16, 8), SEMConfig(2, 4), copies=2)
+    return nn.Sequential(torso, nn.Linear(width, 3))
+
+
+def test_the_network_stays_as_it_is_and_shares_memory_with_the_vector() -> None:
+    plain, flat_one = network(), network()
+    x = torch.randn(7, 5)
+    before = plain(x)
+    flat = Flat(flat_one.parameters())
+    assert torch.equal(flat_one(x), before)
+    assert [(n, p.shape) for n, p in plain.named_parameters()] == [(n, p.shape) for n, p in flat_one.named_parameters()]
+    assert flat.vector.numel() == sum(p.numel() for p in plain.parameters())
+    with torch.no_grad():
+        flat.vector.mul_(2)
+    for mine, theirs in zip(flat_one.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine, 2 * theirs) and mine.requires_grad and mine.is_leaf
+    flat_one.load_state_dict(plain.state_dict())  # loading moves the vector
+    assert torch.equal(flat.vector, torch.cat([p.reshape(-1) for p in plain.parameters()]))
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1e3])
+def test_gradient_clipping_and_steps_equal_those_of_torch(max_norm: float) -> None:
+    plain, flat_one = network(), network()
+    flat = Flat(flat_one.parameters())
+    one = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.1, fused=True)
+    two = torch.optim.AdamW([flat.vector], lr=0.01, weight_decay=0.1, fused=True)
+    for step in range(5):
+        x = torch.randn(7, 5, generator=torch.Generator().manual_seed(step))
+        one.zero_grad()
+        plain(x).square().sum().backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), max_norm)
+        one.step()
+        flat.differentiate(flat_one(x).square().sum())
+        flat.clip(max_norm)
+        two.step()
+        assert all(p.grad is None for p in flat_one.parameters())
+        for mine, theirs in zip(flat_one.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_by_outputs_are_carried_on() -> None:
+    net = network()
+    flat = Flat(net.parameters())
+    x = torch.randn(7, 5)
+    flat.differentiate(3 * net(x).square().sum())
+    whole = flat.vector.grad.clone()
+    out = net(x)
+    flat.differentiate([out], [6 * out.detach()])
+    torch.testing.assert_close(flat.vector.grad, whole)
+
+
+def test_lerp_moves_a_share_of_the_way() -> None:
+    net = network()
+    target = deepcopy(net)
+    one, two = Flat(target.parameters()), Flat(net.parameters())
+    with torch.no_grad():
+        two.vector.add_(1)
+    expected = one.vector.detach() + 0.25
+    one.lerp(two, 0.25)
+    torch.testing.assert_close(one.vector.detach(), expected)
+    assert torch.equal(target[1].bias, one.vector[-3:])
+    one.lerp(two, 1.0)
+    assert torch.equal(one.vector, two.vector)
+
+
+def test_convolutions_in_any_memory_format() -> None:
+    layers, _ = nature_cnn((4, 84, 84))
+    x = torch.randint(0, 255, (2, 4, 84, 84), dtype=torch.uint8)
+    expected = layers(x)
+    flat = Flat(layers.to(memory_format=torch.channels_last).parameters())
+    torch.testing.assert_close(layers(x), expected, rtol=1e-4, atol=1e-5)
+    flat.differentiate(layers(x).sum())
+    mine = flat.vector.grad.split([p.numel() for p in layers.parameters()])
+    grads = torch.autograd.grad(layers(x).sum(), list(layers.parameters()))
+    for piece, grad in zip(mine, grads, strict=True):
+        torch.testing.assert_close(piece.view(grad.shape), grad, rtol=1e-4, atol=1e-4)
