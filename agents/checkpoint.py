@@ -90,7 +90,7 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: there is none, or not an object.
     """
     with disk(f"read {path}"):
-        text = path.read_text()
+        text = path.read_bytes()
     try:
         content = json.loads(text)
     except ValueError as error:

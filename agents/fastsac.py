@@ -52,6 +52,7 @@ from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import DMC, GYM_MUJOCO, HUMANOIDBENCH
 from networks.actors import SquashedGaussianActor
 from networks.critics import CategoricalCritics, ScalarCritics, project
+from networks.diagnostics import clipped_mass, disagreement
 from networks.flat import Flat
 from networks.normalize import RewardScale, RunningNorm
 from networks.sem import SEM, SEMConfig, entropy
@@ -345,14 +346,20 @@ class FastSAC:
         if isinstance(target, ScalarCritics):
             next_value = next_out.amin(0, keepdim=True) if args.clipped_double_q else next_out
             return batch["reward"] + batch["discount"] * (next_value + bonus), next_log_prob
-        next_probs = torch.softmax(next_out, -1)
+        return project(*self.target_atoms(batch, next_out, bonus), target.support), next_log_prob
+
+    def target_atoms(self, batch: TensorDict, next_logits: Tensor, bonus: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the target before projection: probabilities [1, B, K] or [Q, B, K], and the atoms [B, K] they are of."""
+        args, target = self.args, self.target
+        assert isinstance(target, CategoricalCritics)
+        next_probs = torch.softmax(next_logits, -1)
         shifted = target.support + bonus[:, None]
-        atoms = torch.addcmul(batch["reward"][:, None], batch["discount"][:, None], shifted)  # [B, K]
+        atoms = torch.addcmul(batch["reward"][:, None], batch["discount"][:, None], shifted)
         if args.clipped_double_q:
             landed = atoms.clamp(args.v_min, args.v_max)  # where projection puts them, so these are the projected means
             value = torch.einsum("qbk,bk->qb", next_probs, landed)
             next_probs = next_probs.gather(0, value.argmin(0)[None, :, None].expand(1, -1, args.atoms))
-        return project(next_probs, atoms, target.support), next_log_prob
+        return next_probs, atoms
 
     def critic_loss(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
         """Return the critics' loss, mean over samples and sum over critics, and the log-density [B] of `soft_target`.
@@ -425,16 +432,18 @@ class FastSAC:
             "losses/alpha": self.log_alpha.exp(),
             "losses/qf1_values": value[0].mean(),
             "losses/qf2_values": value[1].mean(),
-            "critic/disagreement": (value[0] - value[1]).abs().mean(),
+            "critic/disagreement": disagreement(value),
             "charts/action_std": policy.log_std.exp().mean(),
             "charts/learning_rate": self.critic_optimizer.param_groups[0]["lr"],
         }
         if isinstance(self.target, CategoricalCritics):
-            next_action = self.actor(batch["next_obs"]).mode()
-            next_probs = torch.softmax(self.target(batch["next_critic_obs"], next_action), -1)
-            atoms = torch.addcmul(batch["reward"][:, None], batch["discount"][:, None], self.target.support)
-            outside = ((atoms < self.args.v_min) | (atoms > self.args.v_max)).float()
-            out["critic/target_mass_clipped"] = (next_probs * outside).sum(-1).mean()
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):  # as if nothing was drawn
+                next_action, next_log_prob = self.actor(batch["next_obs"]).sample()
+            next_logits = self.target(batch["next_critic_obs"], next_action)
+            probs, atoms = self.target_atoms(batch, next_logits, -self.log_alpha.exp() * next_log_prob)
+            out["critic/target_mass_below"], out["critic/target_mass_above"] = clipped_mass(
+                probs, atoms, self.target.support
+            )
         for name, torso, x in (
             ("actor", self.actor.torso, obs),
             ("critic", self.critic.torso, torch.cat([critic_obs, batch["action"]], -1)),
@@ -656,16 +665,16 @@ def train(
     stats = EpisodeStats(env.num_envs, env.device)
     describe(run, replay)
     frames = 0
+    score: dict[str, float] = {}  # of the last evaluation
     if run.checkpoint is None:
         obs, critic_obs = env.reset()
         replay.start(obs, critic_obs)
         agent.learn_norms(obs, critic_obs)
     else:
         frames = run.checkpoint.step
-        obs, critic_obs = restore(run.checkpoint, agent, replay, stats, env)
+        obs, critic_obs, score = restore(run.checkpoint, agent, replay, stats, env)
     eval_seed = spawn_seeds(args.seed, 1, "evaluation")[0]
     batch: TensorDict | None = None
-    score: dict[str, float] = {}
 
     while frames < args.total_timesteps and not run.stop_signal:
         # ---- act, and learn while the environments step ----
@@ -702,15 +711,15 @@ def train(
         run.progress(frames)
         if last or run.stop_signal or crossed(args.save_every, frames, env.num_envs):
             loop = {"obs": obs, "critic_obs": critic_obs, "env": env.state_dict(), "stats": stats.state_dict()}
-            states = {"agent": agent.state_dict(), "loop": {**loop, "rng": rng_state()}}
+            states = {"agent": agent.state_dict(), "loop": {**loop, "score": score, "rng": rng_state()}}
             run.save(frames, {**states, "replay": replay.state_dict()} if args.save_replay else states)
     return score
 
 
 def restore(
     checkpoint: Checkpoint, agent: FastSAC, replay: ReplayBuffer, stats: EpisodeStats, env: VecEnv
-) -> tuple[Tensor, Tensor]:
-    """Continue everything from a checkpoint; returns what to act on.
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Continue everything from a checkpoint; returns what to act on, and the last evaluation.
 
     Exact where the simulator can be restored too (`VecEnv.snapshots`). Where it cannot, learner, replay and random
     streams are, and the environments begin new episodes, from seeds that the run has not used before.
@@ -729,7 +738,7 @@ def restore(
         obs, critic_obs = env.reset(seed=spawn_seeds(agent.args.seed, 1, f"resumed at {checkpoint.step}")[0])
         replay.start(obs, critic_obs)
     set_rng_state(loop["rng"])
-    return obs, critic_obs
+    return obs, critic_obs, loop["score"]
 
 
 def describe(run: Run[Args], replay: ReplayBuffer) -> None:

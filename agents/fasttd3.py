@@ -50,6 +50,7 @@ from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import DMC, PLAYGROUND
 from networks.actors import DeterministicActor
 from networks.critics import CategoricalCritics, project
+from networks.diagnostics import clipped_mass, disagreement
 from networks.flat import Flat
 from networks.normalize import RewardScale, RunningNorm
 from networks.sem import SEM, SEMConfig, entropy
@@ -322,13 +323,18 @@ class FastTD3:
             noise = torch.randn_like(batch["action"]).mul_(args.policy_noise).clamp_(-args.noise_clip, args.noise_clip)
             next_action = (self.actor(batch["next_obs"]) + noise).clamp_(-1, 1)
             next_logits = self.target(batch["next_critic_obs"], next_action)  # [Q, B, K]
+        return project(*self.target_atoms(batch, next_logits), support)
+
+    def target_atoms(self, batch: TensorDict, next_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the target before projection: probabilities [1, B, K] or [Q, B, K], and the atoms [B, K] they are of."""
+        args = self.args
         next_probs = torch.softmax(next_logits, -1)
-        atoms = torch.addcmul(batch["reward"][:, None], batch["discount"][:, None], support)  # [B, K]
+        atoms = torch.addcmul(batch["reward"][:, None], batch["discount"][:, None], self.target.support)
         if args.clipped_double_q:
             landed = atoms.clamp(args.v_min, args.v_max)  # where projection puts them, so these are the projected means
             value = torch.einsum("qbk,bk->qb", next_probs, landed)
             next_probs = next_probs.gather(0, value.argmin(0)[None, :, None].expand(1, -1, args.atoms))
-        return project(next_probs, atoms, support)
+        return next_probs, atoms
 
     def critic_loss(self, batch: TensorDict) -> Tensor:
         """Return the cross-entropy of the critics with their target: mean over samples, sum over critics."""
@@ -375,9 +381,8 @@ class FastTD3:
         batch = self.prepare(batch)
         obs, critic_obs, next_obs = batch["obs"], batch["critic_obs"], batch["next_obs"]
         value = self.critic.value(self.critic(critic_obs, batch["action"]))
-        next_probs = torch.softmax(self.target(batch["next_critic_obs"], self.actor(next_obs)), -1)
-        atoms = torch.addcmul(batch["reward"][:, None], batch["discount"][:, None], self.target.support)
-        outside = ((atoms < self.args.v_min) | (atoms > self.args.v_max)).float()
+        probs, atoms = self.target_atoms(batch, self.target(batch["next_critic_obs"], self.actor(next_obs)))
+        clipped = clipped_mass(probs, atoms, self.target.support)
         critic_loss, actor_loss = self.loss_sum / self.loss_sum.new_tensor(self.loss_count).clamp(min=1)
         self.loss_sum.zero_()
         self.loss_count = [0, 0]
@@ -386,8 +391,9 @@ class FastTD3:
             "losses/actor_loss": actor_loss,
             "losses/qf1_values": value[0].mean(),
             "losses/qf2_values": value[1].mean(),
-            "critic/disagreement": (value[0] - value[1]).abs().mean(),
-            "critic/target_mass_clipped": (next_probs * outside).sum(-1).mean(),
+            "critic/disagreement": disagreement(value),
+            "critic/target_mass_below": clipped.below,
+            "critic/target_mass_above": clipped.above,
             "charts/learning_rate": self.critic_optimizer.param_groups[0]["lr"],
         }
         for name, torso, x in (
@@ -614,16 +620,16 @@ def train(
     stats = EpisodeStats(env.num_envs, env.device)
     describe(run, replay)
     frames = 0
+    score: dict[str, float] = {}  # of the last evaluation
     if run.checkpoint is None:
         obs, critic_obs = env.reset()
         replay.start(obs, critic_obs)
         agent.learn_norms(obs, critic_obs)
     else:
         frames = run.checkpoint.step
-        obs, critic_obs = restore(run.checkpoint, agent, replay, stats, env)
+        obs, critic_obs, score = restore(run.checkpoint, agent, replay, stats, env)
     eval_seed = spawn_seeds(args.seed, 1, "evaluation")[0]
     batch: TensorDict | None = None
-    score: dict[str, float] = {}
 
     while frames < args.total_timesteps and not run.stop_signal:
         # ---- act, and learn while the environments step ----
@@ -660,15 +666,15 @@ def train(
         run.progress(frames)
         if last or run.stop_signal or crossed(args.save_every, frames, env.num_envs):
             loop = {"obs": obs, "critic_obs": critic_obs, "env": env.state_dict(), "stats": stats.state_dict()}
-            states = {"agent": agent.state_dict(), "loop": {**loop, "rng": rng_state()}}
+            states = {"agent": agent.state_dict(), "loop": {**loop, "score": score, "rng": rng_state()}}
             run.save(frames, {**states, "replay": replay.state_dict()} if args.save_replay else states)
     return score
 
 
 def restore(
     checkpoint: Checkpoint, agent: FastTD3, replay: ReplayBuffer, stats: EpisodeStats, env: VecEnv
-) -> tuple[Tensor, Tensor]:
-    """Continue everything from a checkpoint; returns what to act on.
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Continue everything from a checkpoint; returns what to act on, and the last evaluation.
 
     Exact where the simulator can be restored too (`VecEnv.snapshots`). Where it cannot, learner, replay and random
     streams are, and the environments begin new episodes, from seeds that the run has not used before.
@@ -687,7 +693,7 @@ def restore(
         obs, critic_obs = env.reset(seed=spawn_seeds(agent.args.seed, 1, f"resumed at {checkpoint.step}")[0])
         replay.start(obs, critic_obs)
     set_rng_state(loop["rng"])
-    return obs, critic_obs
+    return obs, critic_obs, loop["score"]
 
 
 def describe(run: Run[Args], replay: ReplayBuffer) -> None:

@@ -207,27 +207,31 @@ class PPO:
         actor_sem, critic_sem = sem_configs(args)
         obs_dim, critic_obs_dim = env.obs_space.shape[0], env.critic_obs_space.shape[0]
         actor_hidden, critic_hidden, activation = args.actor_hidden, args.critic_hidden, args.activation
-        self.trunk = nn.Sequential()  # what actor and critic share: nothing, but for images
+        actor_in, critic_in = obs_dim, critic_obs_dim
+        alike = (actor_sem, actor_hidden) == (critic_sem, critic_hidden)
+        # What comes before actor and critic. For images: the convolutions of both, and hidden layers if they are to be
+        # shared. For vectors: nothing is shared, but hidden layers that are alike are computed in one batched product.
+        self.trunk = nn.Sequential()
+        self.paired = alike and not self.images and not env.privileged
         if self.images:
-            self.trunk, width = nature_cnn(env.obs_space.shape)
-            activation = "relu"
-            if args.share_hidden and (actor_sem, actor_hidden) == (critic_sem, critic_hidden):
-                shared, width = mlp_torso(width, actor_hidden, actor_sem, activation=activation)
-                self.trunk.extend(shared)
-                actor_sem, critic_sem, actor_hidden, critic_hidden = None, None, (), ()
-            obs_dim = critic_obs_dim = width
-            orthogonal_(self.trunk, math.sqrt(2))
-            self.trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.trunk, actor_in = nature_cnn(env.obs_space.shape)
+            critic_in, activation = actor_in, "relu"
+        if self.paired or (self.images and args.share_hidden and alike):
+            copies = 2 if self.paired else None
+            hidden, actor_in = mlp_torso(actor_in, actor_hidden, actor_sem, copies, activation)
+            self.trunk.extend(hidden)
+            critic_in, actor_hidden, critic_hidden, actor_sem, critic_sem = actor_in, (), (), None, None
+        orthogonal_(self.trunk, math.sqrt(2))
         self.actor: GaussianActor | CategoricalActor = (
-            CategoricalActor(obs_dim, int(env.action_space.n), actor_hidden, actor_sem, activation)
+            CategoricalActor(actor_in, int(env.action_space.n), actor_hidden, actor_sem, activation)
             if isinstance(env.action_space, Discrete)
             else GaussianActor(
-                *(obs_dim, env.action_space.shape[0], actor_hidden, actor_sem, activation),
+                *(actor_in, env.action_space.shape[0], actor_hidden, actor_sem, activation),
                 init_std=args.init_std,
                 state_dependent_std=args.state_dependent_std,
             )
         )
-        self.critic = ValueCritic(critic_obs_dim, critic_hidden, critic_sem, activation)
+        self.critic = ValueCritic(critic_in, critic_hidden, critic_sem, activation)
         normalise = args.obs_norm and not self.images
         self.obs_norm = RunningNorm(obs_dim) if normalise else nn.Identity()
         self.critic_obs_norm = RunningNorm(critic_obs_dim) if normalise and env.privileged else self.obs_norm
@@ -262,8 +266,9 @@ class PPO:
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """Return the policy's actions [B, A] or [B] for raw observations, most likely ones or as `eval_sample` says."""
+        obs = self.normalise(obs, self.obs_norm)
         with self.autocast:
-            policy: Gaussian | Categorical = self.actor(self.trunk(self.normalise(obs, self.obs_norm)))
+            policy: Gaussian | Categorical = self.actor(self.features(obs, obs)[0])
         return policy.sample() if self.args.eval_sample else policy.mode()
 
     @torch.no_grad()
@@ -281,14 +286,22 @@ class PPO:
 
     def __call__(self, obs: Tensor, critic_obs: Tensor) -> tuple[Gaussian | Categorical, Tensor]:
         """Return policy and value [B] for normalised observations."""
+        features, critic_features = self.features(obs, critic_obs)
+        return self.actor(features), self.critic(critic_features)
+
+    def features(self, obs: Tensor, critic_obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the trunk makes of normalised observations for the actor, and for the critic."""
         features = self.trunk(obs)
-        return self.actor(features), self.critic(features if critic_obs is obs else self.trunk(critic_obs))
+        if self.paired:
+            return features[0], features[1]
+        return features, features if critic_obs is obs else self.trunk(critic_obs)
 
     @torch.no_grad()
     def value(self, critic_obs: Tensor) -> Tensor:
         """Return the critic's value [B] of raw observations [B, C]."""
+        critic_obs = self.normalise(critic_obs, self.critic_obs_norm)
         with self.autocast:
-            return self.critic(self.trunk(self.normalise(critic_obs, self.critic_obs_norm)))
+            return self.critic(self.features(critic_obs, critic_obs)[1])
 
     def normalise(self, obs: Tensor, norm: nn.Module) -> Tensor:
         """Return observations as the networks want them: images as they are, vectors normalised and clipped."""
@@ -321,6 +334,8 @@ class PPO:
         """
         args = self.args
         rollout = TensorDict({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+        if self.images:  # channels last in memory, which convolutions read a tenth to a quarter faster
+            rollout["obs"] = rollout["obs"].movedim(2, -1).contiguous().movedim(-1, 2)
         reward = self.reward_scale(torch.stack([step.reward for step in steps]))
         if args.reward_norm:
             reward = reward.clamp(-args.reward_clip, args.reward_clip)
@@ -343,7 +358,7 @@ class PPO:
         flat = dict(rollout.flatten().items())
         for _ in range(args.update_epochs):
             order = torch.randperm(rollout.numel(), device=self.device).view(args.num_minibatches, -1)
-            shuffled = {name: x.index_select(0, order.flatten()) for name, x in flat.items()}
+            shuffled = {name: take(x, order.flatten()) for name, x in flat.items()}
             columns = self.prepare({name: x.unflatten(0, order.shape) for name, x in shuffled.items()})
             divergence = torch.zeros((), device=self.device)
             for rows in zip(*(x.unbind() for x in columns.values()), strict=True):
@@ -362,8 +377,8 @@ class PPO:
     def prepare(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return minibatches [..., B] as `losses` wants them.
 
-        `weight` is the share of a row in a mean over its minibatch; one that a simulator has spoilt has none. Advantages
-        are normalised if they are to be, and `bound` is the largest gain that clipping the ratio leaves to a row.
+        `weight` is the share of a row in a mean over its minibatch; a row that a simulator has spoilt has none.
+        Advantages are normalised if asked, and `bound` is the largest gain that clipping the ratio leaves to a row.
         """
         valid, advantage = columns["valid"], columns["advantage"]
         weight = valid / valid.sum(-1, keepdim=True).clamp(min=1)
@@ -449,20 +464,24 @@ class PPO:
             "losses/values": value.mean(),
             "charts/learning_rate": self.optimizer.param_groups[0]["lr"],
         }
-        batch = rollout[-1]
+        obs = rollout[-1]["obs"]
         with self.autocast:
-            features = self.trunk(batch["obs"])
-            critic_features = self.trunk(batch.get("critic_obs", batch["obs"]))
+            features, critic_features = self.features(obs, rollout[-1].get("critic_obs", obs))
             policy = self.actor(features)
             if isinstance(policy, Gaussian):
                 out["charts/action_std"] = policy.log_std.exp().mean()
-            for name, torso, x in (
-                ("actor", self.actor.torso, features),
-                ("critic", self.critic.torso, critic_features),
-                ("shared", self.trunk, batch["obs"]),
-            ):
+            codes = (
+                {"actor": (self.trunk, features), "critic": (self.trunk, critic_features)}
+                if self.paired
+                else {
+                    "shared": (self.trunk, features),
+                    "actor": (self.actor.torso, self.actor.torso(features)),
+                    "critic": (self.critic.torso, self.critic.torso(critic_features)),
+                }
+            )
+            for name, (torso, code) in codes.items():
                 if len(torso) and isinstance(torso[-1], SEM):
-                    out[f"sem/{name}_entropy"] = entropy(torso(x), torso[-1].config.groups)
+                    out[f"sem/{name}_entropy"] = entropy(code, torso[-1].config.groups)
         return out
 
     def state_dict(self) -> dict[str, Any]:
@@ -528,6 +547,11 @@ def gae(
     for t in reversed(range(len(delta))):
         running = torch.addcmul(delta[t], carry[t], running, out=advantage[t])
     return advantage
+
+
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    """Return x[rows]; images [B, C, H, W] with the channels last in memory, as they are in rollouts."""
+    return x.index_select(0, rows) if x.dim() != 4 else x.movedim(1, -1).index_select(0, rows).movedim(-1, 1)
 
 
 def sem_configs(args: Args) -> tuple[SEMConfig | None, SEMConfig | None]:
@@ -702,13 +726,13 @@ def train(run: Run[Args], agent: PPO, env: VecEnv, eval_env: VecEnv | None) -> d
     stats = EpisodeStats(env.num_envs, env.device)
     describe(run, agent)
     frames = 0
+    score: dict[str, float] = {}  # of the last evaluation
     if run.checkpoint is None:
         obs, critic_obs = env.reset()
     else:
         frames = run.checkpoint.step
-        obs, critic_obs = restore(run.checkpoint, agent, stats, env)
+        obs, critic_obs, score = restore(run.checkpoint, agent, stats, env)
     eval_seed = spawn_seeds(args.seed, 1, "evaluation")[0]
-    score: dict[str, float] = {}
 
     while frames < args.total_timesteps and not run.stop_signal:
         # ---- act ----
@@ -745,7 +769,7 @@ def train(run: Run[Args], agent: PPO, env: VecEnv, eval_env: VecEnv | None) -> d
         run.progress(frames)
         if last or run.stop_signal or crossed(args.save_every, frames, len(rows) * env.num_envs):
             loop = {"obs": obs, "critic_obs": critic_obs, "env": env.state_dict(), "stats": stats.state_dict()}
-            run.save(frames, {"agent": agent.state_dict(), "loop": {**loop, "rng": rng_state()}})
+            run.save(frames, {"agent": agent.state_dict(), "loop": {**loop, "score": score, "rng": rng_state()}})
     return score
 
 
@@ -765,8 +789,10 @@ def with_human(task: str, prefix: str, metrics: dict[str, float]) -> dict[str, f
     return metrics if normal is None else {**metrics, f"{prefix}human_normalised_score": normal}
 
 
-def restore(checkpoint: Checkpoint, agent: PPO, stats: EpisodeStats, env: VecEnv) -> tuple[Tensor, Tensor]:
-    """Continue everything from a checkpoint; returns what to act on.
+def restore(
+    checkpoint: Checkpoint, agent: PPO, stats: EpisodeStats, env: VecEnv
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Continue everything from a checkpoint; returns what to act on, and the last evaluation.
 
     Exact where the simulator can be restored too (`VecEnv.snapshots`). Where it cannot, learner and random streams are,
     and the environments begin new episodes, from seeds that the run has not used before.
@@ -782,7 +808,7 @@ def restore(checkpoint: Checkpoint, agent: PPO, stats: EpisodeStats, env: VecEnv
     else:
         obs, critic_obs = env.reset(seed=spawn_seeds(agent.args.seed, 1, f"resumed at {checkpoint.step}")[0])
     set_rng_state(loop["rng"])
-    return obs, critic_obs
+    return obs, critic_obs, loop["score"]
 
 
 def describe(run: Run[Args], agent: PPO) -> None:

@@ -267,8 +267,7 @@ class Run(Generic[A]):
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
         try:
-            done = (path / "status.json").exists() and read_json(path / "status.json").get("state") == "done"
-            if done or step_dirs(path):
+            if _status(path).get("state") == "done" or step_dirs(path):
                 raise RunError(f"{path} already holds a run; resume it, or choose another directory")
             with disk(f"write in {path}"):
                 for old in [path / "metrics.csv", *path.glob("events.out.tfevents.*")]:
@@ -321,8 +320,8 @@ class Run(Generic[A]):
             lock = _lock(path)
         try:
             args, changed = override_args(read_args(path, args_class), overrides or {}, mutable)
-            status = read_json(path / "status.json")
-            if status.get("state") == "done" and status["step"] >= args.total_timesteps:
+            status = _status(path)
+            if status.get("state") == "done" and status.get("step", 0) >= args.total_timesteps:
                 raise RunError(f"{path} is done: {status['step']} of {args.total_timesteps} frames are trained")
             checkpoint, complaints = newest_checkpoint(path)
             with disk(f"write in {path}"):
@@ -512,15 +511,32 @@ def _new_dir(root: Path, args: RunArgs) -> Path:
     return path
 
 
+def _status(run_dir: Path) -> dict[str, Any]:
+    """What status.json says; nothing where it is missing or damaged, since the checkpoints tell more."""
+    try:
+        return read_json(run_dir / "status.json")
+    except RunError:
+        return {}
+
+
 def _lock(run_dir: Path) -> IO[str]:
     """Hold the directory until the file that is returned is closed, or this process dies.
+
+    Tries for a moment: who asks whether a run is alive holds the lock while it looks.
 
     Raises:
         RunError: another process holds it.
     """
     file = open(run_dir / ".lock", "a+")  # noqa: SIM115  lives as long as the run
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for wait in (*9 * [0.02], None):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if wait is None:
+                    raise
+                time.sleep(wait)
     except OSError as error:
         file.seek(0)
         holder = file.read().strip()

@@ -485,7 +485,7 @@ def remarks(run: Record, checkpoints: Sequence[tuple[str, str, str]]) -> list[st
 
 def reading(tag: str, value: float) -> str:
     """Return what a value of a metric means where it means trouble, else nothing."""
-    if tag == "critic/target_mass_clipped" and value > 0.01:
+    if tag in ("critic/target_mass_below", "critic/target_mass_above") and value > 0.01:
         return "part of the target lies outside of --v-min and --v-max"
     if tag.startswith("sem/") and tag.endswith("_entropy"):
         if value < 0.1:

@@ -454,8 +454,8 @@ def our_updates(agent: fasttd3.FastTD3, batch: TensorDict) -> tuple[Call, ...]:
     """Return an update of the critics, of the actor, and a whole one."""
     prepared = agent.prepare(batch)
     return (
-        lambda: agent._descend(0, agent.critic_loss(prepared), agent.critic, agent.critic_optimizer),
-        lambda: agent._descend(1, agent.actor_loss(prepared), agent.actor, agent.actor_optimizer),
+        lambda: agent._descend(0, agent.critic_loss(prepared), agent.critic_flat, agent.critic_optimizer),
+        lambda: agent._descend(1, agent.actor_loss(prepared), agent.actor_flat, agent.actor_optimizer),
         lambda: agent.update(batch),
     )
 

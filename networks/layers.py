@@ -72,6 +72,10 @@ def orthogonal_(module: nn.Module, gain: float) -> None:
             nn.init.orthogonal_(layer.weight, gain)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+        elif isinstance(layer, BatchedLinear):
+            for weight in layer.weight:
+                nn.init.orthogonal_(weight, gain)
+            nn.init.zeros_(layer.bias)
 
 
 def float32(layer: nn.Module, x: Tensor) -> Tensor:

@@ -179,7 +179,7 @@ OF_REPLAY = {"losses/qf_loss", "losses/actor_loss", "sem/actor_entropy", "sem/cr
 OF_ROLLOUTS = {"losses/policy_loss", "losses/value_loss", "losses/approx_kl", "losses/explained_variance"}
 TAGS = {
     "fasttd3": OF_REPLAY,
-    "fastsac": {*OF_REPLAY, "losses/alpha", "losses/alpha_loss", "losses/entropy", "critic/target_mass_clipped"},
+    "fastsac": {*OF_REPLAY, "losses/alpha", "losses/alpha_loss", "losses/entropy", "critic/target_mass_above"},
     "fastsac-scalar": {*OF_REPLAY, "losses/alpha"},
     "ppo": {*OF_ROLLOUTS, "sem/actor_entropy", "sem/critic_entropy", "charts/action_std"},
     "ppo-discrete": {*OF_ROLLOUTS, "sem/actor_entropy", "sem/critic_entropy"},
@@ -233,6 +233,7 @@ def test_training_is_the_same_with_evaluation_logging_and_saving_off(kind: str, 
         for name in ("loss_sum", "loss_count"):
             state["agent"].pop(name)
         state["loop"]["stats"].pop("interval")
+        state["loop"].pop("score")
     assert_same(plain, watched)
 
 
@@ -513,6 +514,27 @@ def test_the_same_command_again_goes_on_until_it_is_done(
     with pytest.raises(SystemExit) as stop:
         module.main(command)
     assert stop.value.code == 2 and "is done" in capsys.readouterr().err
+
+
+@every_agent
+def test_a_run_that_dies_after_its_last_checkpoint_keeps_its_score(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, tiny = KINDS[kind]
+    command = [*flags(**tiny), "--run-dir", str(tmp_path / "run"), "--quiet"]
+
+    def die(*_: object) -> int:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Run, "finish", die)
+        module.main(command)
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert module.main(command) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        seen = [float(row["value"]) for row in csv.DictReader(file) if row["metric"] == "eval/episodic_return"]
+    assert result["eval"]["episodic_return"] == seen[-1]
 
 
 CONSTANT: dict[str, dict[str, Any]] = {

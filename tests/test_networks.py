@@ -1063,3 +1063,18 @@ def test_reward_scale_takes_steps_one_by_one_or_together(seed: int, num_envs: in
             assert torch.equal(getattr(whole, name), getattr(single, name)), name
         for name in ("total", "square"):  # sums in another order
             torch.testing.assert_close(getattr(whole, name), getattr(single, name), rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_a_policy_in_closed_form_equal_autograd() -> None:
+    torch.manual_seed(0)
+    by_log_prob, by_entropy = torch.randn(2, 9, dtype=torch.float64)
+    mean, log_std = torch.randn(2, 9, 3, dtype=torch.float64, requires_grad=True)
+    gaussian = Gaussian(mean, log_std)
+    categorical = Categorical(torch.log_softmax(torch.randn(9, 4, dtype=torch.float64), -1).requires_grad_())
+    for policy, action in ((gaussian, torch.randn(9, 3).double()), (categorical, torch.randint(4, (9,)))):
+        loss = (by_log_prob * policy.log_prob(action) + by_entropy * policy.entropy()).sum()
+        expected = torch.autograd.grad(loss, list(policy))
+        with torch.no_grad():
+            actual = policy.gradient(action, by_log_prob, by_entropy)
+        for one, two in zip(actual, expected, strict=True):
+            torch.testing.assert_close(one, two)

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from tensordict import TensorDict
 from torch import Tensor
 
 import envs
 from agents import ppo
 from agents.checkpoint import newest_checkpoint
-from agents.ppo import LOSSES, PPO, Args, gae
+from agents.ppo import LOSSES, PPO, Args, gae, take
 from envs.base import Step, VecEnv
 from envs.torch import ClosedForm, ClosedFormDiscrete, optimal_value
 from networks.normalize import RunningNorm
@@ -87,10 +88,11 @@ def make_rollout(agent: PPO, env: VecEnv, steps: int = 16, seed: int = 0) -> Ten
     obs = torch.randn(*shape, *env.obs_space.shape, generator=g)
     critic_obs = torch.randn(*shape, *env.critic_obs_space.shape, generator=g) if env.privileged else obs
     with torch.no_grad():
-        policy, value = agent(obs, critic_obs)
+        flat = obs.flatten(0, 1)
+        policy, value = agent(flat, critic_obs.flatten(0, 1) if env.privileged else flat)
         torch.manual_seed(seed)
         action = policy.sample()
-        log_prob = policy.log_prob(action)
+        action, log_prob, value = (x.unflatten(0, shape) for x in (action, policy.log_prob(action), value))
     batch = {
         "obs": obs,
         "action": action,
@@ -222,8 +224,12 @@ def test_gae_equals_its_definition() -> None:
 
 
 def mlp(parameters: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    for layer in ("torso.0", "torso.2"):
-        x = torch.tanh(x @ parameters[f"{name}.{layer}.weight"].T + parameters[f"{name}.{layer}.bias"])
+    for layer in ("0", "2"):
+        if f"trunk.{layer}.weight" in parameters:  # both networks' in one, transposed
+            weight, bias = (parameters[f"trunk.{layer}.{part}"][int(name == "critic")] for part in ("weight", "bias"))
+        else:
+            weight, bias = parameters[f"{name}.torso.{layer}.weight"].T, parameters[f"{name}.torso.{layer}.bias"]
+        x = torch.tanh(x @ weight + bias)
     return x @ parameters[f"{name}.head.weight"].T + parameters[f"{name}.head.bias"]
 
 
@@ -517,6 +523,7 @@ def test_each_loss_reaches_its_networks(task: str, share_hidden: bool) -> None:
     """Actor and critic share nothing but the trunk, and that is there for images only."""
     images = task == "Pixels-v0"
     agent, env = make_agent(tiny(env_id=task, share_hidden=share_hidden, num_envs=2))
+    assert agent.paired != images
     rollout = agent.estimate(*roll(agent, env, 4))
     by_policy = gradients_of(agent, rollout, ent_coef=0.0, vf_coef=0.0)
     rollout["advantage"].zero_()
@@ -527,8 +534,12 @@ def test_each_loss_reaches_its_networks(task: str, share_hidden: bool) -> None:
 
     assert reached(by_policy, "actor") and not reached(by_policy, "critic")
     assert reached(by_value, "critic") and not reached(by_value, "actor")
-    assert reached(by_policy, "trunk") == reached(by_value, "trunk") == images
-    assert all(g.any() for name, g in by_value.items() if name.startswith("trunk"))  # all layers of it
+    for name in (name for name in by_policy if name.startswith("trunk")):
+        if images:
+            assert by_policy[name].any() and by_value[name].any()
+        else:
+            for copy, (mine, other) in enumerate(((by_policy, by_value), (by_value, by_policy))):
+                assert mine[name][copy].any() and not other[name][copy].any()
 
 
 def kinds(layers: Sequence[torch.nn.Module]) -> list[str]:
@@ -571,15 +582,61 @@ def test_images_share_hidden_layers_that_are_the_same(
     assert all(0 < report[tag] <= 1 + 1e-6 for tag in report if tag.startswith("sem/"))
 
 
-@pytest.mark.parametrize("sem", [True, False])
-def test_vectors_share_nothing(sem: bool) -> None:
-    agent, _ = make_agent(tiny(**{**SAME, "sem": sem}))
-    assert len(agent.trunk) == 0
-    assert (
-        kinds(agent.actor.torso)
-        == kinds(agent.critic.torso)
-        == ["Linear", "Tanh", *(["SEM"] if sem else ["Linear", "Tanh"])]
-    )
+LINEAR, BATCHED = ["Linear", "Tanh"], ["BatchedLinear", "Tanh"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "pair", "actor", "critic"),
+    [
+        ({}, 2 * BATCHED, [], []),
+        (SAME, [*BATCHED, "SEM"], [], []),
+        (OTHER, [], [*LINEAR, "SEM"], [*LINEAR, "SEM"]),
+        ({**SAME, "sem_critic": False}, [], [*LINEAR, "SEM"], 2 * LINEAR),
+        ({"critic_hidden": (16, 8)}, [], 2 * LINEAR, 2 * LINEAR),
+        ({"env_id": "PointMassPrivileged-v0"}, [], 2 * LINEAR, 2 * LINEAR),
+    ],
+)
+def test_hidden_layers_of_vectors_that_are_alike_are_one_batched_product(
+    changes: dict, pair: list[str], actor: list[str], critic: list[str]
+) -> None:
+    agent, env = make_agent(tiny(**changes))
+    assert kinds(agent.trunk) == pair and agent.paired == bool(pair)
+    assert kinds(agent.actor.torso) == actor and kinds(agent.critic.torso) == critic
+    report = agent.report(agent.estimate(*roll(agent, env, 2)))
+    wanted = {f"sem/{name}_entropy" for name, own in (("actor", actor), ("critic", critic)) if "SEM" in pair + own}
+    assert {tag for tag in report if tag.startswith("sem/")} == wanted
+
+
+@pytest.mark.parametrize("sem", [False, True])
+def test_pairing_is_a_matter_of_speed(sem: bool) -> None:
+    """With the same weights the two layouts give the same policy, values and gradients."""
+    pair, env = make_agent(tiny(**SAME | {"sem": sem}))
+    env.critic_obs_space = Box(-1, 1, env.obs_space.shape)  # as if the critic saw something else
+    apart = PPO(pair.args, env)
+    assert pair.paired and not apart.paired
+    env.critic_obs_space = env.obs_space
+    state = pair.modules.state_dict()
+
+    def weights(name: str, like: Tensor) -> Tensor:
+        copy, layer = (
+            int(name.startswith("critic")),
+            name.replace("actor.torso", "trunk").replace("critic.torso", "trunk"),
+        )
+        if layer == name:
+            return state[name]
+        x = state[layer][copy]
+        return x.T if like.dim() == 2 else x.reshape(like.shape)
+
+    mine = apart.modules.state_dict()
+    apart.modules.load_state_dict({name: weights(name, x) for name, x in mine.items()})
+    rollout = make_rollout(pair, env)
+    one, two = losses_of(pair, rollout), losses_of(apart, rollout)
+    for name, loss in one.items():
+        torch.testing.assert_close(two[name], loss, rtol=1e-4, atol=1e-6, msg=name)
+    expected = gradients_of(pair, rollout)
+    for name, gradient in gradients_of(apart, rollout).items():
+        state = expected
+        torch.testing.assert_close(gradient, weights(name, gradient), rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_the_actor_never_sees_what_only_the_critic_may() -> None:
@@ -628,6 +685,15 @@ def test_every_pass_covers_every_row_once(monkeypatch) -> None:
         assert not torch.equal(order, torch.arange(64))
     assert not torch.equal(passes[0], passes[1]) and not torch.equal(passes[1], passes[2])
     assert agent.loss_count == 24
+
+
+def test_taking_rows_keeps_the_order_in_memory() -> None:
+    rows = torch.tensor([2, 0, 0, 4])
+    vectors, images = torch.randn(5, 3), torch.randint(0, 255, (5, 2, 4, 6), dtype=torch.uint8)
+    assert torch.equal(take(vectors, rows), vectors[rows])
+    for x in (images, images.contiguous(memory_format=torch.channels_last)):
+        assert torch.equal(take(x, rows), x[rows])
+        assert take(x, rows).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(("target_kl", "passes"), [(0.0, 5), (1e-12, 1), (1e3, 5)])

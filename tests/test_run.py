@@ -1,6 +1,7 @@
 """Runs on disk: what is in their directory, how they end, and what a resumed run must look like."""
 
 import csv
+import fcntl
 import io
 import json
 import math
@@ -9,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -400,6 +402,35 @@ def test_settings_of_another_version(tmp_path: Path) -> None:
     (run.dir / "config.json").write_text("{")
     with pytest.raises(RunError, match=r"config.json is damaged"):
         read_args(run.dir, Args)
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"state": "do', b"\xff\xfe", b"[]"])
+def test_a_torn_status_says_nothing(content: bytes | None, tmp_path: Path) -> None:
+    with make(tmp_path) as run:
+        run.save(10, {"agent": {}})
+        run.finish("interrupted")
+    status_file = run.dir / "status.json"
+    status_file.unlink() if content is None else status_file.write_bytes(content)
+    again = Run.resume(run.dir, Args, quiet=True)
+    assert again.step == 10
+    again.close()
+    (run.dir / "status.json").write_bytes(content or b"{}")
+    with pytest.raises(RunError, match="already holds a run"):
+        Run.create(Args(), run_dir=run.dir)
+
+
+def test_damage_names_the_file(tmp_path: Path) -> None:
+    for content in (b"\xff\xfe", b"{"):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(RunError, match=r"config\.json is damaged"):
+            read_args(tmp_path, Args)
+
+
+def test_a_look_at_the_lock_does_not_keep_a_run_from_starting(tmp_path: Path) -> None:
+    probe = open(tmp_path / ".lock", "a+")  # noqa: SIM115
+    fcntl.flock(probe, fcntl.LOCK_EX)
+    threading.Timer(0.05, probe.close).start()
+    Run.create(Args(), run_dir=tmp_path, quiet=True).close()
 
 
 def test_what_cannot_be_resumed(tmp_path: Path) -> None:

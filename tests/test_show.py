@@ -362,7 +362,7 @@ def test_remarks(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
         run_dir,
         *(("losses/qf_loss", 84, math.nan), ("losses/qf_loss", 88, 1.0), ("losses/actor_loss", 84, -math.inf)),
         *(("health/nonfinite_transitions", 84, 2), ("health/nonfinite_transitions", 88, 3)),
-        *(("critic/target_mass_clipped", 88, 0.25), ("sem/critic_entropy", 88, 0.01), ("sem/actor_entropy", 88, 0.999)),
+        *(("critic/target_mass_above", 88, 0.25), ("sem/critic_entropy", 88, 0.01), ("sem/actor_entropy", 88, 0.999)),
         *(("eval/episodic_return", 88, 1.0), ("eval/unfinished", 88, 2), ("eval/nonfinite", 88, 1)),
     )
     record = json.loads((run_dir / "manifest.json").read_text())
@@ -374,7 +374,7 @@ def test_remarks(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {
         "* losses/qf_loss was nan at 84 frames, again finite since",
         "* losses/actor_loss was -inf at 84 frames, and still is",
-        "* critic/target_mass_clipped is 0.25: part of the target lies outside of --v-min and --v-max",
+        "* critic/target_mass_above is 0.25: part of the target lies outside of --v-min and --v-max",
         "* sem/actor_entropy is 0.999: the embedding says next to nothing about its input",
         "* 2 episodes of the last evaluation had no end",
         "* 1 episodes of the last evaluation were spoilt by the simulator",
