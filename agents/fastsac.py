@@ -349,7 +349,7 @@ class FastSAC:
         return project(*self.target_atoms(batch, next_out, bonus), target.support), next_log_prob
 
     def target_atoms(self, batch: TensorDict, next_logits: Tensor, bonus: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the target before projection: probabilities [1, B, K] or [Q, B, K], and the atoms [B, K] they are of."""
+        """Return the target before projection: probabilities [1, B, K] or [Q, B, K], and their atoms [B, K]."""
         args, target = self.args, self.target
         assert isinstance(target, CategoricalCritics)
         next_probs = torch.softmax(next_logits, -1)

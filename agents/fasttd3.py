@@ -326,7 +326,7 @@ class FastTD3:
         return project(*self.target_atoms(batch, next_logits), support)
 
     def target_atoms(self, batch: TensorDict, next_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the target before projection: probabilities [1, B, K] or [Q, B, K], and the atoms [B, K] they are of."""
+        """Return the target before projection: probabilities [1, B, K] or [Q, B, K], and their atoms [B, K]."""
         args = self.args
         next_probs = torch.softmax(next_logits, -1)
         atoms = torch.addcmul(batch["reward"][:, None], batch["discount"][:, None], self.target.support)
@@ -494,6 +494,18 @@ PRESETS: tuple[config.Row, ...] = (
             "eval_every": 20_000,
             "save_every": 40_000,
         },
+    ),
+    ("balance_simple", ("h1*-balance_simple-v0",), "reference", {"total_timesteps": 25_600_000}),
+    ("balance_hard", ("h1*-balance_hard-v0",), "reference", {"total_timesteps": 128_000_000}),
+    ("pole", ("h1*-pole-v0",), "reference", {"total_timesteps": 19_200_000}),
+    ("stair", ("h1*-stair-v0",), "reference", {"total_timesteps": 20_000_000}),
+    ("reach", ("h1*-reach-v0",), "reference", {"v_min": -2_000.0, "v_max": 2_000.0}),
+    ("maze", ("h1*-maze-v0",), "reference", {"v_min": -1_000.0, "v_max": 1_000.0}),
+    (
+        "push",
+        ("h1*-push-v0",),
+        "reference",
+        {"v_min": -1_000.0, "v_max": 1_000.0, "total_timesteps": 128_000_000},
     ),
     ("DeepMind Control", DMC, None, {"v_min": 0.0, "v_max": 100.0, "reward_norm": False}),
     ("DeepMind Control", DMC, "reference", {"n_step": 3, "std_min": 0.1, "policy_noise": 0.1}),

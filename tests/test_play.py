@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from ctypes.util import find_library
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +30,7 @@ import envs
 from agents import fastsac, fasttd3, play, ppo
 from agents.episodes import evaluate
 from agents.run import Run
+from agents.trained import find_checkpoint, load_agent, settings
 from envs.base import VecEnv
 from envs.families import DMC
 
@@ -287,11 +289,8 @@ def test_another_task_of_equal_shapes(trained: dict[str, Path], own_task: str, t
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
     assert [r["env_id"] for r in rows] == [own_task] * 2
     # Independently: the run's agent in that task.
-    agent = play.load_agent(
-        fasttd3,
-        play.settings(play.Args("x"), play.read_args(trained["fasttd3"], fasttd3.Args)),
-        play.find_checkpoint(trained["fasttd3"], None)[0],
-    )
+    own = settings(play.read_args(trained["fasttd3"], fasttd3.Args))
+    agent = load_agent(fasttd3, own, find_checkpoint(trained["fasttd3"], None)[0])
     env = envs.make(own_task, 2, seed=1)
     obs, _ = env.reset(play.spawn_seeds(1, 1, "evaluation")[0])
     total = torch.zeros(2, dtype=torch.float64)
@@ -401,7 +400,7 @@ def test_a_torn_file_is_named(file: str, run_dir: Path, capsys: pytest.CaptureFi
 
 def test_a_checkpoint_that_vanishes_while_it_is_opened(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A run that trains saves a new checkpoint and deletes the oldest while somebody plays.
-    real, calls = play.load_agent, []
+    real, calls = load_agent, []
 
     def load(module: ModuleType, args: Any, checkpoint: Any) -> Any:
         calls.append(checkpoint.path.name)
@@ -409,7 +408,7 @@ def test_a_checkpoint_that_vanishes_while_it_is_opened(run_dir: Path, monkeypatc
             shutil.rmtree(checkpoint.path)
         return real(module, args, checkpoint)
 
-    monkeypatch.setattr(play, "load_agent", load)
+    monkeypatch.setattr("agents.trained.load_agent", load)
     rows = played(run_dir)
     assert calls == ["step_000000000080", "step_000000000040"] and {r["step"] for r in rows} == {"40"}
 
@@ -658,7 +657,7 @@ def test_clocks_of_deepmind_control() -> None:
         pytest.skip("EnvPool's assets are missing")
     folder = Path(next(iter(assets.submodule_search_locations))) / "mujoco" / "assets_dmc"
     one_to_one = {"acrobot", "cartpole", "cheetah", "pendulum", "point_mass", "reacher"}  # a step of physics per action
-    tasks = [t for t in envs.tasks("envpool") if any(play.fnmatchcase(t, p) for p in DMC)]
+    tasks = [t for t in envs.tasks("envpool") if any(fnmatchcase(t, p) for p in DMC)]
     seen = set()
     for path in folder.glob("*.xml"):
         found = re.search(r'timestep="([^"]+)"', path.read_text())
