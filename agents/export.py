@@ -303,7 +303,7 @@ def to_onnx(program: torch.export.ExportedProgram, outputs: Sequence[str]) -> by
             verbose=False,
         )
     assert exported is not None
-    model = exported.model_proto
+    model: Any = exported.model_proto
     graph = model.graph
     for one in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del one.metadata_props[:]

@@ -34,6 +34,7 @@ BACKENDS = {  # in the order in which "auto" tries them
     "humanoidbench": Backend("envs.humanoidbench", "mujoco", "pip install mujoco"),
     "envpool": Backend("envs.envpool", "envpool", "pip install envpool"),
     "gymnasium": Backend("envs.gymnasium", "gymnasium", 'pip install "gymnasium[mujoco]"'),
+    "mjwarp": Backend("envs.mjwarp", "mujoco_warp", "pip install 'semrl[mjwarp]'"),  # the first one on a GPU
 }
 
 
@@ -68,7 +69,7 @@ def make(
         num_envs: N, at least 1.
         seed: of the run, at least 0. Neighbouring seeds share no random streams.
         device: where actions come from and tensors go to.
-        backend: "auto" takes the first of `backends()` that has the task.
+        backend: "auto" takes the first of `backends()` that has the task; on a GPU, mjwarp before all others.
         options: go to the backend: `max_episode_steps`, and what the task has besides.
 
     Raises:
@@ -83,7 +84,7 @@ def make(
         name = task.partition(":")[0]
         env = _make_own(task, num_envs, seed, place, options)
     else:
-        name = _backend_of(task, backend)
+        name = _backend_of(task, backend, place)
         env = _load(name).make(task, num_envs, seed, place, **options)
     env.task, env.backend = task, name
     return env
@@ -100,7 +101,7 @@ def nearest(task: str, names: Iterable[str], count: int = 5) -> list[str]:
     return list(dict.fromkeys(name for key in keys for name in by_key[key]))[:count]
 
 
-def _backend_of(task: str, backend: str) -> str:
+def _backend_of(task: str, backend: str, device: Device) -> str:
     """Return the backend to make the task with."""
     if backend != "auto":
         # Gymnasium has ids of its own with a colon, which only the module in front of it registers.
@@ -109,7 +110,7 @@ def _backend_of(task: str, backend: str) -> str:
         elsewhere = [name for name in backends() if task in tasks(name)]
         if elsewhere:
             raise TaskError(f"the backend {backend} has no task {task!r}, but {elsewhere[0]} has it")
-    for name in backends():
+    for name in sorted(backends(), key=lambda name: device.type == "cuda" and name != "mjwarp"):
         if task in tasks(name):
             return name
     near = nearest(task, (known for name in backends() for known in tasks(name)))

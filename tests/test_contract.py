@@ -26,6 +26,7 @@ TASKS: list[tuple[str, str, int, dict[str, Any]]] = [
     ("gymnasium", "CartPole-v1", 60, SHORT),
     ("gymnasium", "Hopper-v5", 60, SHORT),
     ("gymnasium", "Pendulum-v1", 60, SHORT),
+    ("mjwarp", "Hopper-v5", 60, SHORT),
 ]
 
 

@@ -93,6 +93,7 @@ def imports(code: ast.AST, lazy: bool = False) -> Iterator[Import]:
         yield from imports(node, inside)
 
 
+ALSO = {"envs.mjwarp": {"mujoco"}}  # packages of other adapters that one needs too: MuJoCo makes the models
 SIMULATORS = set(ADAPTERS.values()) - {"torch"} | {
     *("ale_py", "brax", "dm_control", "genesis", "gymnasium_robotics", "isaaclab", "isaacgym", "jax", "mani_skill"),
     *("metaworld", "mjlab", "mujoco", "mujoco_playground", "mujoco_warp", "newton", "warp"),
@@ -123,6 +124,11 @@ def adapter_of(module: str) -> str | None:
     return next((name for name in ADAPTERS if module == name or module.startswith(f"{name}_")), None)
 
 
+def others(adapter: str) -> set[str]:
+    """Return the simulators of all other adapters."""
+    return set(ADAPTERS.values()) - {ADAPTERS[adapter]} - ALSO.get(adapter, set())
+
+
 def allows_own(module: str, target: str) -> bool:
     """Whether a module of ours may import another."""
     package, into = module.partition(".")[0], target.partition(".")[0]
@@ -135,7 +141,7 @@ def allows_own(module: str, target: str) -> bool:
     if package == "envs":
         return module != "envs.base" and target in ("envs", "envs.base")
     if module in SHARED:
-        return target == "envs.base" or target in SHARED
+        return target in ("envs.base", "envs.families") or target in SHARED
     if package == "agents":
         usable = [*SHARED, *(AGENTS if module in VERBS else [])]
         return into == "networks" or target in ("envs", "envs.base", "envs.families") or target in usable
@@ -150,7 +156,7 @@ def allows(module: str, target: str, lazy: bool) -> bool:
     if root in sys.stdlib_module_names:
         return True
     if is_simulator(target):
-        return lazy and adapter is not None and root not in set(ADAPTERS.values()) - {ADAPTERS[adapter]}
+        return lazy and adapter is not None and root not in others(adapter)
     if package == "networks":
         return root in ("torch", "tensordict")
     if package == "envs":
@@ -181,6 +187,8 @@ def test_imports_keep_the_rules(module: str) -> None:
         ("envs.gymnasium", "def f():\n from envpool.registration import registry"),
         ("envs.envpool", "from envs.gymnasium import GymnasiumEnv"),
         ("envs.gymnasium", "def f():\n import mujoco"),
+        ("envs.mjwarp", "import mujoco_warp"),
+        ("envs.mjwarp", "def f():\n import gymnasium"),
         ("envs.gymnasium", "from envs.humanoidbench_tasks import TASKS"),
         ("envs.humanoidbench_scenes", "import mujoco"),
         ("envs.humanoidbench_scenes", "from envs.envpool import tasks"),
@@ -193,6 +201,8 @@ def test_imports_keep_the_rules(module: str) -> None:
         ("agents.replay", "from networks.sem import SEM"),
         ("agents.replay", "import envs"),
         ("agents.run", "from agents.fasttd3 import Args"),
+        ("agents.trained", "from agents import play"),
+        ("agents.export", "from agents.play import settings"),
         ("agents.run", "def f():\n importlib.import_module('agents.fasttd3')"),
         ("agents.run", "import scipy"),
         ("agents.run", "from .replay import ReplayBuffer"),
@@ -216,11 +226,13 @@ def test_the_rules_forbid(module: str, statement: str) -> None:
         ("envs.envpool", "from envs.host import HostEnv\ndef f():\n from envpool.registration import registry"),
         ("envs.humanoidbench", "from envs.humanoidbench_tasks import TASKS\nfrom envs.host import HostEnv"),
         ("envs.humanoidbench_scenes", "from envs.base import TaskError\ndef f():\n import mujoco"),
+        ("envs.mjwarp", "from envs.mjwarp_tasks import TASKS\ndef f():\n import mujoco, mujoco_warp, warp"),
         (
             "envs.host",
             "import math, numpy, torch\nfrom gymnasium.spaces import Box\nfrom envs.base import Step, VecEnv",
         ),
         ("agents.fasttd3", "import envs\nfrom envs.base import Step\nfrom networks.sem import SEM\nimport agents.run"),
+        ("agents.export", "import envs\nfrom networks.sem import SEM\nfrom agents.trained import settings"),
         ("benchmarks.sweep", "from agents import config\nimport benchmarks, subprocess, matplotlib.pyplot"),
         ("benchmarks.speed", "from agents.fasttd3 import FastTD3"),
     ],
