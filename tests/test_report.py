@@ -24,8 +24,10 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from agents.run import Run
-from benchmarks import report, stats
-from benchmarks.report import Args, Comparison, Reference, Series, Study, collect, main
+from benchmarks import plots, records, report, stats, study
+from benchmarks.records import Series
+from benchmarks.report import Args, collect, main
+from benchmarks.study import Comparison, Reference, Study
 from envs.families import ATARI_SCORES, DMC
 
 RETURN = "eval/episodic_return"
@@ -88,7 +90,7 @@ def sweep(root: Path, cells: Mapping[tuple[str, str], Sequence[float]], **option
     return root
 
 
-def study(*dirs: Path, **options: Any) -> Study:
+def study_of(*dirs: Path, **options: Any) -> Study:
     args = Args(**{"reps": 200, **options})
     return Study(collect(dirs, args.metric), args)
 
@@ -107,8 +109,8 @@ class RunArgs:
     sem: bool = False
 
 
-def read(path: Path) -> report.Record:
-    run = report.read_run(path, path.name, [RETURN])
+def read(path: Path) -> records.Record:
+    run = records.read_run(path, path.name, [RETURN])
     assert run is not None
     return run
 
@@ -195,10 +197,10 @@ def test_half_a_line_is_no_value() -> None:
         b"off,T,1,eval/episodic_return,20",
         b"off,T,1,eval/episodic_re",
     ):
-        series, broken = report.parse_metric(HEAD + whole + torn, RETURN)
+        series, broken = records.parse_metric(HEAD + whole + torn, RETURN)
         assert series.steps.tolist() == [100] and series.values.tolist() == [12.5]
         assert broken == (0 if torn.endswith(b"_re") else 1)  # that one is of no metric at all
-    series, broken = report.parse_metric(
+    series, broken = records.parse_metric(
         HEAD + b"off,T,1,eval/episodic_return,100,x,1\n" + whole.replace(b"100", b"50"), RETURN
     )
     assert series.steps.tolist() == [50] and broken == 1
@@ -208,7 +210,7 @@ def test_values_that_are_not_finite_are_left_out_and_counted() -> None:
     lines = [
         f"off,T,1,eval/episodic_return,{step},1.0,{value}\n" for step, value in ((1, "nan"), (2, "-inf"), (3, "4.0"))
     ]
-    series, broken = report.parse_metric(HEAD + "".join(lines).encode(), RETURN)
+    series, broken = records.parse_metric(HEAD + "".join(lines).encode(), RETURN)
     assert series.values.tolist() == [4.0] and broken == 2
 
 
@@ -217,7 +219,7 @@ def test_of_two_values_for_a_step_the_later_counts() -> None:
         f"off,T,1,eval/episodic_return,{step},{wall},{value}\n"
         for step, wall, value in ((200, 2, 5), (100, 1, 3), (200, 9, 7))
     ]
-    series, _ = report.parse_metric("".join(lines).encode(), RETURN)
+    series, _ = records.parse_metric("".join(lines).encode(), RETURN)
     assert series.steps.tolist() == [100, 200] and series.values.tolist() == [3, 7] and series.wall_s.tolist() == [1, 9]
 
 
@@ -243,7 +245,7 @@ def test_reading_agrees_with_the_csv_module(rows: list[tuple[str, int, float, fl
         for row in csv.reader(text.getvalue().splitlines())
         if row[3] == RETURN
     }
-    series, broken = report.parse_metric(text.getvalue().encode(), RETURN)
+    series, broken = records.parse_metric(text.getvalue().encode(), RETURN)
     assert broken == 0
     assert [*zip(series.steps, zip(series.wall_s, series.values, strict=True), strict=True)] == sorted(brute.items())
 
@@ -258,7 +260,7 @@ def test_runs_are_found_in_both_layouts_and_nothing_else(tmp_path: Path) -> None
     write_run(tmp_path / "b" / "replaced" / "20261120-100000" / WALKER / "ppo__on" / "seed2", [5.0])
     (tmp_path / "c" / "seed1").mkdir(parents=True)
     (tmp_path / "c" / "status.json").write_text("{}")
-    assert list(report.find_runs(tmp_path)) == [plain, deep, empty]
+    assert list(records.find_runs(tmp_path)) == [plain, deep, empty]
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -270,11 +272,11 @@ def series(steps: Sequence[float], values: Sequence[float]) -> Series:
 
 def test_the_score_is_the_mean_of_the_last_tenth() -> None:
     twenty = series(range(50, 1001, 50), range(1, 21))
-    assert report.score(twenty, 1000, cut=False) == (19.5, 20.0, 20.0)  # at 950 and 1000; 900 is the ninth tenth
-    assert report.score(series([400, 800], [5, 3]), 1000, cut=False) == (3.0, 3.0, 5.0)  # failed before the last tenth
-    assert report.score(series([950, 1024], [5, 3]), 1000, cut=False)[0] == 4.0  # it overshot what it was planned for
-    assert report.score(series([950, 1024], [5, 3]), 1000, cut=True)[0] == 5.0
-    assert all(math.isnan(x) for x in report.score(series([1024], [3]), 1000, cut=True))
+    assert study.score(twenty, 1000, cut=False) == (19.5, 20.0, 20.0)  # at 950 and 1000; 900 is the ninth tenth
+    assert study.score(series([400, 800], [5, 3]), 1000, cut=False) == (3.0, 3.0, 5.0)  # failed before the last tenth
+    assert study.score(series([950, 1024], [5, 3]), 1000, cut=False)[0] == 4.0  # it overshot what it was planned for
+    assert study.score(series([950, 1024], [5, 3]), 1000, cut=True)[0] == 5.0
+    assert all(math.isnan(x) for x in study.score(series([1024], [3]), 1000, cut=True))
 
 
 def test_failed_runs_count_with_their_last_value(tmp_path: Path) -> None:
@@ -284,7 +286,7 @@ def test_failed_runs_count_with_their_last_value(tmp_path: Path) -> None:
     write_run(folder / "seed4", [100] * 9 + [900], seed=4, state="running")  # killed at the very end
     write_run(folder / "seed5", [], seed=5, state="failed", why="out of memory")
     never_started(folder / "seed6")
-    found = study(tmp_path)
+    found = study_of(tmp_path)
     assert found.scores(WALKER, "fasttd3__off").tolist() == [500, 600, 200, 900, 0, 0], "0: a random policy's, by scale"
     assert found.counts() == {"done": 2, "failed": 4}
     assert [run.imputed for run in found.runs] == [False] * 4 + [True] * 2
@@ -296,7 +298,7 @@ def test_without_a_scale_a_run_without_values_scores_as_the_worst_of_its_task(tm
     sweep(tmp_path, {("Odd-v0", "off"): [5, 7], ("Other-v0", "off"): [-900, -800]})
     write_run(tmp_path / "runs" / "Odd-v0" / "fasttd3__on" / "seed1", [4, 3, 8], "Odd-v0", variant="on", state="failed")
     never_started(tmp_path / "runs" / "Odd-v0" / "fasttd3__on" / "seed2")
-    assert study(tmp_path).scores("Odd-v0", "fasttd3__on").tolist() == [8, 3], "not -900, which is of another task"
+    assert study_of(tmp_path).scores("Odd-v0", "fasttd3__on").tolist() == [8, 3], "not -900, which is of another task"
 
 
 def test_unfinished_runs_have_no_score_and_are_named(tmp_path: Path) -> None:
@@ -304,11 +306,11 @@ def test_unfinished_runs_have_no_score_and_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / WALKER / "fasttd3__off"
     write_run(folder / "seed3", [900] * 5, seed=3, state="interrupted")
     write_run(folder / "seed4", [900] * 10, seed=4, state="interrupted")  # stopped after its last evaluation
-    found = study(tmp_path)
+    found = study_of(tmp_path)
     assert found.scores(WALKER, "fasttd3__off").tolist() == [500, 600, 900]
     page = report.write_up(found, [], []).markdown()
     assert "**Preliminary**: 2 of 4 runs" in page and "/seed3: interrupted, 500 of 1,000 frames" in page
-    early = study(tmp_path, at=500)
+    early = study_of(tmp_path, at=500)
     assert early.scores(WALKER, "fasttd3__off").tolist() == [500, 600, 900, 900], "all have come that far"
 
 
@@ -320,19 +322,19 @@ def test_runs_that_a_sweep_has_yet_to_begin_are_counted(tmp_path: Path) -> None:
     command = ["benchmarks/sweep.py", str(Path.cwd() / "suite.toml"), "--variants", "on:--sem"]
     sessions = [{"command": command, "cwd": str(Path.cwd()), "slots": 3}] * 2
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": keys, "sessions": sessions}))
-    found = study(tmp_path, dirs=(tmp_path,))
+    found = study_of(tmp_path, dirs=(tmp_path,))
     assert found.counts() == {"done": 1, "waiting": 3} and found.tasks == ["ALE/Pong-v5"]
     page = report.write_up(found, [], []).markdown()
     assert "**Preliminary**: 3 of 4 runs" in page and "runs/ALE-Pong-v5/fasttd3__on/seed2: waiting" in page
     assert "\npython benchmarks/sweep.py suite.toml --variants on:--sem\n```" in page
-    assert "up to 3 runs shared a machine" in report.curve_plot(found, [], wall=True).caption
+    assert "up to 3 runs shared a machine" in plots.curve_plot(found, [], wall=True).caption
 
 
 def test_variants_of_different_lengths_are_compared_at_the_shortest(tmp_path: Path) -> None:
     write_run(tmp_path / "a", range(10), variant="off")
     write_run(tmp_path / "b", range(20), variant="on", planned=2000, steps=range(100, 2001, 100))
     write_run(tmp_path / "c", range(8), variant="wide", planned=1005, steps=range(128, 1025, 128))  # whole steps of 128
-    found = study(tmp_path)
+    found = study_of(tmp_path)
     assert found.budget == {WALKER: 1000}
     assert {name: found.scores(WALKER, name).tolist() for name in found.variants} == {
         "off": [9],
@@ -340,14 +342,14 @@ def test_variants_of_different_lengths_are_compared_at_the_shortest(tmp_path: Pa
         "wide": [7],
     }
     assert any("off 1,000, on 2,000, wide 1,005" in note for note in found.notes)
-    assert study(tmp_path, at=2000).scores(WALKER, "off").tolist() == []
+    assert study_of(tmp_path, at=2000).scores(WALKER, "off").tolist() == []
 
 
 def test_a_stray_short_run_does_not_shorten_the_comparison(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         write_run(tmp_path / f"s{seed}", [5] * 10, seed=seed)
     write_run(tmp_path / "smoke", [1], seed=9, planned=100)
-    found = study(tmp_path)
+    found = study_of(tmp_path)
     assert found.budget == {WALKER: 1000} and found.scores(WALKER, "off").tolist() == [5, 5, 5]
     assert any("smoke: done but planned for fewer frames" in note for note in found.notes)
 
@@ -356,7 +358,7 @@ def test_a_run_that_was_repeated_counts_once(tmp_path: Path) -> None:
     write_run(tmp_path / "first", [1] * 10, start="2026-11-20T10:00:00+00:00")
     write_run(tmp_path / "second", [2] * 10, start="2026-11-20T11:00:00+00:00")
     write_run(tmp_path / "third", [3] * 4, state="failed", start="2026-11-20T12:00:00+00:00")
-    found = study(tmp_path)
+    found = study_of(tmp_path)
     assert found.scores(WALKER, "off").tolist() == [2] and len(found.runs) == 1
     (note,) = found.notes
     assert "/first" in note and "/third" in note and "/second" not in note
@@ -370,7 +372,7 @@ def test_runs_that_share_a_name_and_not_their_settings_are_not_mixed(tmp_path: P
     write_run(tmp_path / "b", [2] * 10, variant="x", config={"sem": False, "lr": 1e-3, "threads": 4}, seed=2)
     write_run(tmp_path / "c", [3] * 10, variant="x", config={"sem": False, "lr": 1e-3, "run_dir": "c"}, seed=3)
     write_run(tmp_path / "d", [4] * 10, variant="x", config={"sem": False, "lr": 1e-3, "new": 1}, seed=4)
-    found = study(tmp_path)
+    found = study_of(tmp_path)
     assert {name: found.scores(WALKER, name).tolist() for name in found.variants} == {
         "x (sem=off)": [2, 3, 4],
         "x (sem=on)": [1],
@@ -383,14 +385,14 @@ def test_many_settings_that_differ_still_tell_variants_apart(tmp_path: Path) -> 
         config = {"a": index, "b": index, "c": index, "d": index * last}
         write_run(tmp_path / f"r{index}", [1] * 10, variant="x", seed=1, config=config)
     write_run(tmp_path / "r2", [1] * 10, variant="x", seed=1, config={"a": 1, "b": 1, "c": 1, "d": 77})
-    assert len(study(tmp_path).variants) == 3
+    assert len(study_of(tmp_path).variants) == 3
 
 
 def test_agents_that_share_a_name_are_not_mixed(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [1] * 10, variant="on", agent="fasttd3")
     write_run(tmp_path / "b", [2] * 10, variant="on", agent="ppo")
     write_run(tmp_path / "c", [2] * 10, variant="ppo", agent="ppo")
-    assert study(tmp_path).variants == ["fasttd3__on", "ppo", "ppo__on"]
+    assert study_of(tmp_path).variants == ["fasttd3__on", "ppo", "ppo__on"]
 
 
 def test_each_agent_is_compared_with_itself_without_sem(tmp_path: Path) -> None:
@@ -398,21 +400,21 @@ def test_each_agent_is_compared_with_itself_without_sem(tmp_path: Path) -> None:
         for variant in ("plain", "actor", "both"):
             config = {"sem": variant != "plain"}
             write_run(tmp_path / WALKER / f"{agent}__{variant}" / "seed1", [1] * 10, agent=agent, config=config)
-    found = study(tmp_path)
+    found = study_of(tmp_path)
     assert found.comparisons == [
         Comparison(f"{agent}__{variant}", f"{agent}__plain")
         for agent in ("fasttd3", "ppo")
         for variant in ("actor", "both")
     ]
     assert found.variants[:2] == ["fasttd3__plain", "ppo__plain"]
-    asked = study(tmp_path, baseline="ppo__both")
+    asked = study_of(tmp_path, baseline="ppo__both")
     assert {pair.baseline for pair in asked.comparisons} == {"ppo__both"} and len(asked.comparisons) == 5
 
 
 def test_two_variants_without_sem_need_a_word(tmp_path: Path) -> None:
     for variant in ("narrow", "wide", "sem"):
         write_run(tmp_path / variant, [1] * 10, variant=variant, config={"sem": variant == "sem"})
-    found = study(tmp_path)
+    found = study_of(tmp_path)
     assert found.comparisons == [] and any(
         "several variants have SEM off; say --baseline" in note for note in found.notes
     )
@@ -420,7 +422,7 @@ def test_two_variants_without_sem_need_a_word(tmp_path: Path) -> None:
 
 # ---- scales ----------------------------------------------------------------------------------------------------------
 
-SHIPPED = report.read_references(report.REFERENCES)
+SHIPPED = study.read_references(study.REFERENCES)
 
 
 def test_shipped_scales_are_sane() -> None:
@@ -433,28 +435,28 @@ def test_shipped_scales_are_sane() -> None:
 def test_shipped_scales_agree_with_what_the_agents_know() -> None:
     for game, (low, high) in ATARI_SCORES.items():
         for task in (f"{game}-v5", f"ALE/{game}-v5"):
-            found = report.look_up(task, SHIPPED)
+            found = study.look_up(task, SHIPPED)
             assert found is not None and (found.low, found.high) == (low, high), task
     from fnmatch import fnmatchcase
 
     for pattern, found in SHIPPED:
         if "DeepMind Control" in found.source:
             assert (found.low, found.high) == (0, 1000) and any(fnmatchcase(pattern, p) for p in DMC), pattern
-    assert report.look_up("Humanoid-v5", SHIPPED) != report.look_up("HumanoidWalk-v1", SHIPPED)
-    assert report.look_up("h1-walk-v0", SHIPPED) == Reference(
+    assert study.look_up("Humanoid-v5", SHIPPED) != study.look_up("HumanoidWalk-v1", SHIPPED)
+    assert study.look_up("h1-walk-v0", SHIPPED) == Reference(
         "episodic_return",
         2.377,
         700,
         "0: random policy; 1: success bar",
-        report.look_up("h1-run-v0", SHIPPED).source,  # type: ignore[union-attr]
+        study.look_up("h1-run-v0", SHIPPED).source,  # type: ignore[union-attr]
     )
-    assert report.look_up("MetaWorld/Reach-v3", SHIPPED).metric == "success_rate"  # type: ignore[union-attr]
-    assert report.look_up("Go1JoystickFlatTerrain-v1", SHIPPED) is None
+    assert study.look_up("MetaWorld/Reach-v3", SHIPPED).metric == "success_rate"  # type: ignore[union-attr]
+    assert study.look_up("Go1JoystickFlatTerrain-v1", SHIPPED) is None
 
 
 def test_scores_go_on_the_common_scale(tmp_path: Path) -> None:
     sweep(tmp_path, {(WALKER, "off"): [100, 300], ("Pong-v5", "off"): [-20.7, 14.6]})
-    found = study(tmp_path)
+    found = study_of(tmp_path)
     assert found.together == ["Pong-v5", WALKER]
     pong, walker = found.on_scale("fasttd3__off")
     assert pong.tolist() == pytest.approx([0, 1]) and walker.tolist() == pytest.approx([0.1, 0.3])
@@ -463,12 +465,12 @@ def test_scores_go_on_the_common_scale(tmp_path: Path) -> None:
 
 def test_a_task_without_a_scale_stands_alone(tmp_path: Path) -> None:
     sweep(tmp_path, {(t, v): x for t in (WALKER, "Odd-v0") for v, x in (("off", [1, 2, 3]), ("on", [4, 5, 6]))})
-    found = study(tmp_path)
+    found = study_of(tmp_path)
     assert found.together == [] and found.aggregates == {}
     assert any(note.startswith("Odd-v0: no scale in references.csv") and "--relative" in note for note in found.notes)
     chance = found.improvements[Comparison("fasttd3__on", "fasttd3__off")]
     assert float(chance.value) == 1, "ranks need no scale"
-    relative = study(tmp_path, relative=True)
+    relative = study_of(tmp_path, relative=True)
     assert relative.scale == {WALKER: (1, 6), "Odd-v0": (1, 6)} and relative.together == ["Odd-v0", WALKER]
     assert float(relative.aggregates["fasttd3__on"]["mean"].value) == pytest.approx(0.8)
 
@@ -476,7 +478,7 @@ def test_a_task_without_a_scale_stands_alone(tmp_path: Path) -> None:
 def test_only_tasks_that_all_variants_have_are_put_together(tmp_path: Path) -> None:
     sweep(tmp_path, {(t, v): [100, 200] for t in (WALKER, CHEETAH) for v in ("off", "on")})
     sweep(tmp_path, {("HopperHop-v1", "on"): [900, 900]})
-    found = study(tmp_path)
+    found = study_of(tmp_path)
     assert found.together == [CHEETAH, WALKER]
     assert any(note.startswith("HopperHop-v1: not every variant has a score") for note in found.notes)
 
@@ -486,11 +488,11 @@ def test_success_is_the_scale_where_the_table_says_so(tmp_path: Path) -> None:
     log = path / "metrics.csv"
     log.write_text(log.read_text() + f"off,MetaWorld/Reach-v3,1,{RETURN},1000,10,4321\n")
     write_run(tmp_path / "b", [4321] * 10, "MetaWorld/Push-v3")  # which reports no success
-    found = study(tmp_path)
+    found = study_of(tmp_path)
     assert found.metric == {"MetaWorld/Reach-v3": "eval/success_rate", "MetaWorld/Push-v3": RETURN}
     assert found.scores("MetaWorld/Reach-v3", "off").tolist() == [0.25]
     assert "MetaWorld/Push-v3" not in found.scale, "a return is no success rate"
-    assert study(tmp_path, metric=RETURN).scale == {}
+    assert study_of(tmp_path, metric=RETURN).scale == {}
 
 
 # ---- curves ----------------------------------------------------------------------------------------------------------
@@ -501,7 +503,7 @@ def test_curves_meet_the_evaluations_and_failed_runs_stay_where_they_were(tmp_pa
     write_run(tmp_path / "b", [2.0, 4.0, 6.0], seed=2, state="failed")
     write_run(tmp_path / "c", [], seed=3, state="failed")
     write_run(tmp_path / "d", [50.0] * 4, seed=4, state="interrupted")
-    curve = report.curves(study(tmp_path), WALKER)["off"]
+    curve = study.curves(study_of(tmp_path), WALKER)["off"]
     assert curve.x.tolist() == STEPS
     assert curve.values.tolist() == [[*range(10)], [2, 4, *[6] * 8], [0.0] * 10], "not the one that is unfinished"
 
@@ -509,8 +511,8 @@ def test_curves_meet_the_evaluations_and_failed_runs_stay_where_they_were(tmp_pa
 def test_curves_of_different_steps_meet_between_them(tmp_path: Path) -> None:
     write_run(tmp_path / "a", [0.0, 100.0], steps=[0, 1000])
     write_run(tmp_path / "b", [0.0, 40.0, 20.0], seed=2, steps=[200, 600, 1000])
-    curve = report.curves(study(tmp_path), WALKER)["off"]
-    assert (curve.x[0], curve.x[-1], len(curve.x)) == (200, 1000, report.POINTS), "nobody has to be guessed beyond"
+    curve = study.curves(study_of(tmp_path), WALKER)["off"]
+    assert (curve.x[0], curve.x[-1], len(curve.x)) == (200, 1000, study.POINTS), "nobody has to be guessed beyond"
     assert curve.values[0] == pytest.approx(curve.x / 10)
     assert curve.values[1] == pytest.approx([x / 10 - 20 if x <= 600 else 70 - x / 20 for x in curve.x])
 
@@ -519,7 +521,7 @@ def test_curves_over_time_end_with_the_fastest_run(tmp_path: Path) -> None:
     write_run(tmp_path / "a", range(100, 1001, 100), seconds=0.01)
     write_run(tmp_path / "b", range(100, 1001, 100), seed=2, seconds=0.02)
     write_run(tmp_path / "c", range(100, 1001, 100), variant="on", seconds=0.05)
-    found = report.curves(study(tmp_path), WALKER, wall=True)
+    found = study.curves(study_of(tmp_path), WALKER, wall=True)
     assert [(curve.x[0], curve.x[-1]) for curve in found.values()] == [(2, 10), (5, 50)]
     assert found["off"].values[1] == pytest.approx(found["off"].x * 50)
 
@@ -529,8 +531,8 @@ def test_the_iqm_curve_ends_at_the_score(tmp_path: Path) -> None:
     for task in (WALKER, CHEETAH):
         for seed in (1, 2, 3, 4):
             write_run(tmp_path / f"{task}{seed}", rng.uniform(0, 1000, 10), task, seed)
-    found = study(tmp_path)
-    share, band = report.iqm_curves(found)["off"]
+    found = study_of(tmp_path)
+    share, band = study.iqm_curves(found)["off"]
     assert (share[0], share[-1]) == (0.1, 1.0)
     assert band.value[-1] == pytest.approx(float(found.aggregates["off"]["iqm"].value))
     assert (band.low <= band.value).all() and (band.value <= band.high).all()
@@ -552,7 +554,7 @@ def test_the_iqm_curve_ends_at_the_score(tmp_path: Path) -> None:
     ],
 )
 def test_names_of_tasks_in_other_projects(theirs: str, ours: str, same: bool) -> None:
-    assert report.same_task(theirs, ["Pong-v5", ours]) == (ours if same else None)
+    assert study.same_task(theirs, ["Pong-v5", ours]) == (ours if same else None)
 
 
 def test_curves_of_flashsac(tmp_path: Path) -> None:
@@ -563,7 +565,7 @@ def test_curves_of_flashsac(tmp_path: Path) -> None:
     lines.append("9,FlashSAC,walker-walk,0,avg_success,0,0.5")
     lines.append("9,FlashSAC,dog-run,0,avg_return,0,1")
     (tmp_path / "x.csv").write_text("\n".join(lines) + "\n")
-    (found,) = report.read_overlay(tmp_path / "x.csv", {WALKER: RETURN})
+    (found,) = study.read_overlay(tmp_path / "x.csv", {WALKER: RETURN})
     assert (found.name, found.task) == ("FlashSAC", WALKER)
     assert found.steps.tolist() == [0, 100] and found.mean.tolist() == [5, 20], "as far as both seeds go"
 
@@ -574,7 +576,7 @@ def test_curves_of_fasttd3(tmp_path: Path) -> None:
         json.dumps({"walker-walk": curve, "G1-v0": {"PPO": curve}, "dog-run": curve})
     )
     metric = {WALKER: RETURN, "G1-v0": RETURN}
-    found = {overlay.task: overlay for overlay in report.read_overlay(tmp_path / "FastTD3.json", metric)}
+    found = {overlay.task: overlay for overlay in study.read_overlay(tmp_path / "FastTD3.json", metric)}
     assert {task: overlay.name for task, overlay in found.items()} == {WALKER: "FastTD3", "G1-v0": "PPO"}
     assert found[WALKER].steps.tolist() == [0, 500] and found[WALKER].mean.tolist() == [-3.5, 8]
     assert found[WALKER].seconds.tolist() == [1, 60]
@@ -586,10 +588,10 @@ def test_curves_of_fasttd3(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(ValueError, match=r"lacks|Expecting"):
-        report.read_overlay(tmp_path / "x.json", {WALKER: RETURN})
+        study.read_overlay(tmp_path / "x.json", {WALKER: RETURN})
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="lacks the columns exp_name"):
-        report.read_overlay(tmp_path / "x.csv", {WALKER: RETURN})
+        study.read_overlay(tmp_path / "x.csv", {WALKER: RETURN})
 
 
 # ---- plots -----------------------------------------------------------------------------------------------------------
@@ -598,7 +600,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None
 def drawn(found: Study, draw: Callable[[Figure], None] | None = None) -> Figure:
     figure = Figure()
     if draw is None:
-        report.draw_task(figure.subplots(), found, WALKER, [], wall=False)
+        plots.draw_task(figure.subplots(), found, WALKER, [], wall=False)
     else:
         draw(figure)
     return figure
@@ -609,7 +611,7 @@ def test_the_curve_of_a_task_is_the_mean_with_the_band_of_student(tmp_path: Path
     values = rng.uniform(0, 1000, (6, 10))
     for seed, row in enumerate(values, 1):
         write_run(tmp_path / f"s{seed}", row, seed=seed)
-    (axes,) = drawn(study(tmp_path)).axes
+    (axes,) = drawn(study_of(tmp_path)).axes
     (line,) = axes.lines
     assert np.array(line.get_xydata()) == pytest.approx(np.array([STEPS, values.mean(0)]).T)
     (band,) = axes.collections
@@ -622,18 +624,18 @@ def test_the_curve_of_a_task_is_the_mean_with_the_band_of_student(tmp_path: Path
 def test_few_seeds_are_drawn_one_by_one(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         write_run(tmp_path / f"s{seed}", [seed * 100.0] * 10, seed=seed)
-    found = study(tmp_path)
+    found = study_of(tmp_path)
     (axes,) = drawn(found).axes
     assert not axes.collections and sorted(line.get_ydata()[0] for line in axes.lines) == [100, 200, 200, 300]
-    assert "Band" not in report.curve_plot(found, [], wall=False).caption
+    assert "Band" not in plots.curve_plot(found, [], wall=False).caption
 
 
 def test_captions_say_what_is_drawn(tmp_path: Path) -> None:
     for seed in range(1, 6):
         write_run(tmp_path / f"s{seed}", [500.0] * 10, seed=seed, state="failed" if seed == 2 else "done")
     write_run(tmp_path / "s9", [500.0] * 3, seed=9, state="interrupted")
-    found = study(tmp_path)
-    caption = report.curve_plot(found, [], wall=True).caption
+    found = study_of(tmp_path)
+    caption = plots.curve_plot(found, [], wall=True).caption
     for word in ("95% Student-t", "x: a run failed", "Dotted", "shared a machine"):
         assert word in caption
     assert "Thin lines" not in caption and "published" not in caption
@@ -647,7 +649,7 @@ def test_names_at_the_ends_of_lines_do_not_overlap() -> None:
     axes = figure.subplots()
     axes.set_ylim(0, 100)
     ends = [(50.0, "a", "k"), (50.1, "b", "k"), (49.9, "c", "k"), (99.9, "d", "k"), (0.0, "e", "k")]
-    report.label_ends(axes, ends, height=3.0)
+    plots.label_ends(axes, ends, height=3.0)
     places = {text.get_text(): text.xyann[1] for text in axes.texts}
     assert sorted(places, key=lambda name: places[name]) == ["e", "c", "a", "b", "d"]
     assert np.diff(sorted(places.values())).min() > 0.99 * 0.15 / 3.0
@@ -656,11 +658,11 @@ def test_names_at_the_ends_of_lines_do_not_overlap() -> None:
 
 def test_a_plot_is_the_same_bytes_each_time(tmp_path: Path) -> None:
     write_run(tmp_path / "a", range(10))
-    plot = report.curve_plot(study(tmp_path), [], wall=False)
+    plot = plots.curve_plot(study_of(tmp_path), [], wall=False)
     content = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        report.save(plot, tmp_path / name, "Title")
+        plots.save(plot, tmp_path / name, "Title")
         content.append([(tmp_path / name / f"curves.{kind}").read_bytes() for kind in ("png", "pdf")])
     assert content[0] == content[1] and content[0][0].startswith(b"\x89PNG") and content[0][1].startswith(b"%PDF")
 
@@ -669,7 +671,7 @@ def test_a_plot_is_the_same_bytes_each_time(tmp_path: Path) -> None:
 
 
 def test_numbers_as_a_reader_wants_them() -> None:
-    said = [report.number(x) for x in (1234.5, 56.78, 0.891, -0.001, math.nan, -150.2)]
+    said = [study.number(x) for x in (1234.5, 56.78, 0.891, -0.001, math.nan, -150.2)]
     assert said == ["1,234", "56.8", "0.89", "0.00", "-", "-150"]
     assert report.interval(stats.Estimate(*map(np.array, (3.2, -20.0, 120.7)))) == "3 [-20, 121]"
     assert report.interval(stats.Estimate(*map(np.array, (0.5, math.nan, math.nan))), signed=True) == "+0.50"
@@ -678,7 +680,7 @@ def test_numbers_as_a_reader_wants_them() -> None:
 def test_the_verdict_on_one_task(tmp_path: Path) -> None:
     cells = {"off": [500, 510, 520], "good": [700, 710, 720], "bad": [1, 2, 3], "same": [400, 500, 640]}
     sweep(tmp_path, {(WALKER, name): x for name, x in cells.items()})
-    said = {text.split("**")[1]: text for text in report.verdict(study(tmp_path))[:3]}
+    said = {text.split("**")[1]: text for text in report.verdict(study_of(tmp_path))[:3]}
     assert "So it is better." in said["fasttd3__good"] and "a difference of +200 [" in said["fasttd3__good"]
     assert "So it is worse." in said["fasttd3__bad"] and "These runs show no difference." in said["fasttd3__same"]
     assert "(3 seeds)" in said["fasttd3__same"] and "510 [485, 535]" in said["fasttd3__same"]
@@ -688,7 +690,7 @@ def test_the_verdict_over_tasks(tmp_path: Path) -> None:
     tasks = {WALKER: 0, CHEETAH: 100, "HopperHop-v1": -300}
     cells = {(task, "off"): [400.0, 410, 420, 430] for task in tasks}
     cells |= {(task, "on"): [405.0 + shift, 412 + shift, 420 + shift, 429 + shift] for task, shift in tasks.items()}
-    found = study(sweep(tmp_path, cells))
+    found = study_of(sweep(tmp_path, cells))
     (said, end) = report.verdict(found)
     wins = [
         np.mean([(p > q) + 0.5 * (p == q) for p in cells[task, "on"] for q in cells[task, "off"]]) for task in tasks
@@ -700,7 +702,7 @@ def test_the_verdict_over_tasks(tmp_path: Path) -> None:
 
 def test_one_seed_says_nothing(tmp_path: Path) -> None:
     sweep(tmp_path, {(WALKER, "off"): [5], (WALKER, "on"): [900]})
-    said = report.verdict(study(tmp_path))[0]
+    said = report.verdict(study_of(tmp_path))[0]
     assert said.endswith("One seed says nothing about chance.") and "900 against 5.00" in said
 
 
@@ -721,7 +723,7 @@ def test_commands_make_the_runs_again(tmp_path: Path) -> None:
         )
     argv = ["agents/fasttd3.py", "--run_root=/tmp/x", "--seed", "4", "--env-id", WALKER, "--sem", "--lr", "-1e-3"]
     write_run(tmp_path / WALKER / "fasttd3__on" / "seed4", [1] * 10, seed=4, argv=argv)
-    found = report.commands(study(tmp_path))
+    found = report.commands(study_of(tmp_path))
     assert found == [
         f"for seed in 1 2 10; do python agents/fasttd3.py --env-id {WALKER} --sem --exp-name 'a b' --seed $seed; done",
         f"for seed in 4; do python agents/fasttd3.py --env-id {WALKER} --sem --lr -1e-3 --seed $seed; done",
@@ -731,7 +733,7 @@ def test_commands_make_the_runs_again(tmp_path: Path) -> None:
 def test_a_run_that_never_started_is_in_the_commands_too(tmp_path: Path) -> None:
     sweep(tmp_path, {(WALKER, "off"): [1, 2]})
     never_started(tmp_path / "runs" / WALKER / "fasttd3__off" / "seed7")
-    (command,) = report.commands(study(tmp_path))
+    (command,) = report.commands(study_of(tmp_path))
     assert command.startswith("for seed in 1 2 7; do python agents/fasttd3.py --env-id ")
 
 
@@ -769,7 +771,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stale.parent.mkdir(parents=True)
     stale.write_text("old")
     (root / "flash.csv").write_text(
-        ",".join(report.COLUMNS) + "\nFlashSAC,walker-walk,0,avg_return,100,5\n"
+        ",".join(records.COLUMNS) + "\nFlashSAC,walker-walk,0,avg_return,100,5\n"
         "FlashSAC,walker-walk,0,avg_return,900,50\n"
     )
     assert main([str(root), "--reps", "500", "--overlay", str(root / "flash.csv"), "--title", "SEM & co"]) == 0
@@ -783,7 +785,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_results_hold_every_evaluation_of_every_run(whole: Path) -> None:
     found = rows(whole / "results.csv")
-    assert tuple(found[0]) == report.COLUMNS
+    assert tuple(found[0]) == records.COLUMNS
     assert len(found) == 10 * 18 + 4 + 3
     expected = read(whole / "runs" / CHEETAH / "fasttd3__on" / "seed5").series[RETURN]
     mine = [
@@ -824,7 +826,7 @@ def test_summary_follows_from_the_results(whole: Path) -> None:
 
 def test_aggregates_follow_from_the_runs(whole: Path) -> None:
     found = json.loads((whole / "aggregate.json").read_text())
-    again = study(whole, reps=500)
+    again = study_of(whole, reps=500)
     assert found["runs"] == {"done": 18, "failed": 2, "interrupted": 1}
     assert found["bootstrap"] == {"reps": 500, "seed": 0, "level": 0.95, "expand": True}
     for variant, measures in found["variants"].items():
@@ -898,7 +900,7 @@ def test_the_page_needs_nothing_but_itself(whole: Path) -> None:
 
 
 def test_a_report_on_the_results_alone_gives_the_same_scores(whole: Path, tmp_path: Path) -> None:
-    runs, table = study(whole), study(whole / "results.csv", at=1000)
+    runs, table = study_of(whole), study_of(whole / "results.csv", at=1000)
     for task in runs.tasks:
         complete = [run.score for run in runs.cells[task, "fasttd3__off"] if run.state == "done"]
         assert table.scores(task, "fasttd3__off").tolist() == pytest.approx(complete, rel=1e-5)
@@ -926,7 +928,7 @@ def test_tensorboard_gets_a_run_per_variant_with_mean_and_band(whole: Path) -> N
     for chart in category.chart:
         (margin,) = chart.margin.series
         assert {margin.value, margin.lower, margin.upper} <= found.keys()
-    curve = report.curves(study(whole), CHEETAH)["fasttd3__off"]
+    curve = study.curves(study_of(whole), CHEETAH)["fasttd3__off"]
     band = stats.t_interval(curve.values)
     for tag, expected in zip(("mean", "low", "high"), band, strict=True):
         assert list(found[f"{CHEETAH}/{tag}"]) == STEPS
@@ -936,7 +938,7 @@ def test_tensorboard_gets_a_run_per_variant_with_mean_and_band(whole: Path) -> N
 
 def test_with_one_seed_the_band_is_the_line(tmp_path: Path) -> None:
     write_run(tmp_path / "a", range(10))
-    report.write_tensorboard(study(tmp_path), tmp_path / "tb")
+    report.write_tensorboard(study_of(tmp_path), tmp_path / "tb")
     (path,) = (tmp_path / "tb").glob("*/*tfevents*")
     values = [
         v.simple_value
@@ -952,7 +954,7 @@ def test_links_colour_the_runs_by_variant(tmp_path: Path) -> None:
     sweep(first, {(t, v): [1, 2] for t in (WALKER, CHEETAH) for v in ("off", "on")})
     write_run(second / f"{WALKER}__my-name__3__20261120-100000", [1] * 10, seed=3, variant="my-name")
     for folder, pattern in ((first / "runs", "*/*/*"), (second, "*")):
-        found = study(folder)
+        found = study_of(folder)
         links = report.deep_links(found, [folder], tmp_path / "out")
         (url, *single) = [word for text in links[1:] for word in text.split() if word.startswith("http://")]
         query = parse_qs(urlsplit(url).query)
