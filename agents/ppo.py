@@ -616,7 +616,9 @@ PRESETS: tuple[config.Row, ...] = (
             "learning_rate": 7e-4,
             "ent_coef": 0.01,
             "obs_norm": False,  # a pole that is balanced shrinks the deviations, and with them what the policy knows
-            "reward_norm": False,
+            # Values near 1: a critic whose features are simplices does not reach 100 in time, so that with SEM and raw
+            # rewards CartPole ended between 279 and 375; with this it ends at 500.
+            "reward_norm": True,
             "log_every": 5_120,
             "eval_every": 20_480,
             "save_every": 51_200,
