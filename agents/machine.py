@@ -51,12 +51,13 @@ def available_cores() -> int:
 def learner_threads(rows: int, hidden: Sequence[int]) -> int:
     """Return the CPU threads that pay for updates of `rows` samples through layers of these widths: 1, or all cores.
 
-    Below 4 million multiplications in the largest layer, handing out the work takes as long as doing it, and where
-    another process wants the cores, threads that wait for each other cost ten times what they save. The rule looks at
-    sizes alone: a measurement would let the sums of two equal runs differ.
+    Below 32 million multiplications in the largest layer, handing out the work takes as long as doing it, and the
+    simulator has use for the other cores: FastTD3 at small size (8 million) trains no faster with two threads than with
+    one, for twice the processor time. Where another process wants the cores, threads that wait for each other cost ten
+    times what they save. The rule looks at sizes alone: a measurement would let the sums of two equal runs differ.
     """
     largest = max((a * b for a, b in pairwise(hidden)), default=max(hidden, default=1) ** 2)
-    return available_cores() if rows * largest >= 1 << 22 else 1
+    return available_cores() if rows * largest >= 1 << 25 else 1
 
 
 def keep_freed_memory() -> None:

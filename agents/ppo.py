@@ -599,9 +599,8 @@ PRESETS: tuple[config.Row, ...] = (
     ("any task", ("*",), "small", CONTINUOUS),
     ("Gymnasium MuJoCo", GYM_MUJOCO, "reference", CONTINUOUS),
     ("DeepMind Control", DMC, "reference", CONTINUOUS),
-    # On cartpole-swingup 739 against 227 after 300,000 frames: smooth rewards without ends, and the rate comes down by
-    # itself where steps get too long.
-    ("DeepMind Control", DMC, None, {"lr_schedule": "adaptive"}),
+    # Where the pole comes to rest in the end, its deviations shrink, and with them what the policy knows: 843 against 250.
+    ("cart and pole", ("Cartpole[BST]*",), None, {"obs_norm": False}),
     (
         "classic control",  # CleanRL's ppo
         CLASSIC,

@@ -91,12 +91,13 @@ def test_small_updates_get_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     for rows, hidden, threads in (
         (64, (64, 64), 1),
         (128, (64,), 1),
-        (256, (256, 128, 64), 6),
+        (256, (256, 128, 64), 1),
+        (2_048, (256, 128, 64), 6),
         (32_768, (1024, 512, 256), 6),
         (8, (512,), 1),
         (1_000_000, (), 1),
-        (128, (256, 128), 6),  # 2 ** 22 products: the threshold
-        (127, (256, 128), 1),
+        (1_024, (256, 128), 6),  # 2 ** 25 products: the threshold
+        (1_023, (256, 128), 1),
     ):
         assert machine.learner_threads(rows, hidden) == threads, (rows, hidden)
 
