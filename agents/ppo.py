@@ -599,7 +599,7 @@ PRESETS: tuple[config.Row, ...] = (
     ("any task", ("*",), "small", CONTINUOUS),
     ("Gymnasium MuJoCo", GYM_MUJOCO, "reference", CONTINUOUS),
     ("DeepMind Control", DMC, "reference", CONTINUOUS),
-    # Where the pole comes to rest in the end, its deviations shrink, and with them what the policy knows: 843 against 250.
+    # A pole that comes to rest shrinks the deviations, and with them what the policy knows: 843 against 250.
     ("cart and pole", ("Cartpole[BST]*",), None, {"obs_norm": False}),
     (
         "classic control",  # CleanRL's ppo
