@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.config import checked
+
 SCHEMA = 1
 
 
@@ -119,6 +121,12 @@ def read_args(run_dir: Path, args_class: type[A]) -> A:
             saved[name] = tuple(value)
         elif isinstance(value, str) and Path in (hints[name], *get_args(hints[name])):
             saved[name] = Path(value)
+    try:
+        checked(args_class, {"config.json": saved})
+    except TypeError as error:
+        raise RunError(
+            f"{run_dir / 'config.json'} is damaged: {error}".replace("preset 'config.json' ", "it ")
+        ) from error
     return replace(defaults, **saved)
 
 

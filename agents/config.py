@@ -165,6 +165,9 @@ def _scan(args_class: type, argv: Sequence[str]) -> dict[str, list[str]]:
             given[free.pop(0)] = [word]
         else:
             fail(_unexpected(word, flag, switch=name is not None and capacity[name] == 0))
+    for name, words in given.items():
+        if not words and capacity.get(name, 1) > 0:
+            fail(f"{_flag(name)}: expected {_describe(types_of[name])}")
     required = [f.name for f in fields(args_class) if f.default is MISSING and f.default_factory is MISSING]
     missing = [name.upper() if name in free else _flag(name) for name in required if name not in given]
     if missing and not {"-h", "--help"} & set(argv):
@@ -199,6 +202,11 @@ def _tyro(
             raise  # --help
         fail(_unbox(box.getvalue(), get_type_hints(args_class), given))
     sys.stderr.write(box.getvalue())  # warnings
+    for name in given:
+        value = getattr(args, name)
+        parts = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
+            fail(f"{_flag(name)} {' '.join(given[name])}: must be finite")
     return args
 
 

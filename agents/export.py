@@ -47,6 +47,7 @@ from agents.checkpoint import RunError, disk, read_args, write_json
 from agents.trained import RATES, agent_module, look_up, settings, trained_policy
 from envs.base import VecEnv, spawn_seeds
 from networks.actors import Categorical
+from networks.bottlenecks import VQ
 from networks.layers import BatchedLayerNorm, BatchedLinear
 from networks.normalize import RunningNorm
 from networks.sem import SEM
@@ -205,6 +206,9 @@ def first_copy(network: nn.Module) -> nn.Module:
     """Return the network, changed to compute only the first of Q copies where its layers have several."""
     for name, child in network.named_children():
         setattr(network, name, first_copy(child))
+    if isinstance(network, SEM | VQ) and network.copies is not None:
+        for name, parameter in network.named_parameters(recurse=False):
+            setattr(network, name, nn.Parameter(parameter[0]))
     if isinstance(network, BatchedLinear):
         plain: nn.Module = nn.Linear(network.weight.shape[1], network.weight.shape[2])
         state = {"weight": network.weight[0].T, "bias": network.bias[0, 0]}
@@ -263,9 +267,12 @@ class Deployed(nn.Module):
 
     def sem(self) -> dict[str, Any] | None:
         """Return the setting of the simplicial embedding on the way, None where there is none."""
-        blocks = [module.config for module in self.modules() if isinstance(module, SEM)]
-        keys = ("groups", "vertices", "temperature")
-        return {key: getattr(blocks[0], key) for key in keys} if blocks else None
+        blocks = [module for module in self.modules() if type(module) is SEM]
+        if not blocks:
+            return None
+        last = blocks[-1]  # there may be one for every hidden layer
+        sizes = {"groups": last.config.groups, "vertices": last.config.vertices}
+        return {**sizes, "temperature": float(last.temperature)}
 
 
 @contextlib.contextmanager

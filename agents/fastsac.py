@@ -51,11 +51,11 @@ from agents.run import Run, crossed
 from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import DMC, GYM_MUJOCO, HUMANOIDBENCH
 from networks.actors import SquashedGaussianActor
+from networks.bottlenecks import Bottleneck
 from networks.critics import CategoricalCritics, ScalarCritics, project
-from networks.diagnostics import clipped_mass, disagreement
+from networks.diagnostics import PROBE, describe_returns, describe_torso, disagreement, td_error
 from networks.flat import Flat
 from networks.normalize import RewardScale, RunningNorm
-from networks.sem import SEM, SEMConfig, entropy
 
 
 @dataclass
@@ -181,10 +181,17 @@ class Args:
     """nonlinearity of the hidden layers; after convolutions it is relu"""
     sem: bool = False
     """simplicial embeddings in actor and critics"""
+    bottleneck: Literal[
+        "auto", "relu", "sem", "layernorm", "narrow", "single", "gumbel-st", "vq", "crelu", "l2", "fta"
+    ] = "auto"
+    """what takes the place of the last hidden layer: relu leaves it as it is, `networks/bottlenecks.py` has the others,
+    auto is sem with --sem and relu without; the flags below are for whichever it is"""
     sem_actor: bool = True
-    """where --sem is on, in the actor"""
+    """where --sem or --bottleneck asks for one, in the actor"""
     sem_critic: bool = True
-    """where --sem is on, in the critics"""
+    """where --sem or --bottleneck asks for one, in the critics"""
+    sem_every_layer: bool = False
+    """in place of every hidden layer; those before the last have as many groups of V as they had units for"""
     sem_actor_groups: int = 2
     """L of the actor's embedding"""
     sem_actor_vertices: int = 64
@@ -195,6 +202,8 @@ class Args:
     """V of the critics' embedding; L * V is by default the width of the layer that it replaces"""
     sem_temperature: float = 1.0
     """tau of the softmax in both; the paper's code has 1"""
+    sem_learned_temperature: bool = False
+    """learn tau, one for each network, from --sem-temperature on"""
 
     # ---- speed ----
     amp: Literal["auto", "bfloat16", "off"] = "auto"
@@ -338,15 +347,19 @@ class FastSAC:
         with the lower mean. Scalar critics: the same with values, [1, B] or [Q, B]. With n-step rewards the entropy of
         the steps in between is left out.
         """
-        args, target = self.args, self.target
+        target = self.target
         with self.autocast:
             next_action, next_log_prob = self.actor(batch["next_obs"]).sample()
             next_out = target(batch["next_critic_obs"], next_action)  # logits [Q, B, K], or values [Q, B]
         bonus = -self.log_alpha.exp() * next_log_prob  # [B]
         if isinstance(target, ScalarCritics):
-            next_value = next_out.amin(0, keepdim=True) if args.clipped_double_q else next_out
-            return batch["reward"] + batch["discount"] * (next_value + bonus), next_log_prob
+            return self.target_values(batch, next_out, bonus), next_log_prob
         return project(*self.target_atoms(batch, next_out, bonus), target.support), next_log_prob
+
+    def target_values(self, batch: TensorDict, next_value: Tensor, bonus: Tensor) -> Tensor:
+        """Return the target of scalar critics, [1, B] or [Q, B]."""
+        next_value = next_value.amin(0, keepdim=True) if self.args.clipped_double_q else next_value
+        return batch["reward"] + batch["discount"] * (next_value + bonus)
 
     def target_atoms(self, batch: TensorDict, next_logits: Tensor, bonus: Tensor) -> tuple[Tensor, Tensor]:
         """Return the target before projection: probabilities [1, B, K] or [Q, B, K], and their atoms [B, K]."""
@@ -418,39 +431,39 @@ class FastSAC:
     def report(self, batch: TensorDict) -> dict[str, Tensor]:
         """Return the losses since the last report, and what the networks make of a batch; tensors of one element.
 
-        Draws no random numbers, so that training is the same with and without it.
+        They are probed with the first 1,024 transitions of the batch, in float32. Leaves the random numbers as they
+        are, so that training is the same with and without it.
         """
-        batch = self.prepare(batch)
-        obs, critic_obs = batch["obs"], batch["critic_obs"]
-        value = self.values(self.critic(critic_obs, batch["action"]))
+        batch = self.prepare(batch)[:PROBE]
+        obs, critic_obs, action = batch["obs"], batch["critic_obs"], batch["action"]
+        values = self.critic(critic_obs, action)  # or logits
+        value = self.values(values)
         policy = self.actor(obs)
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):  # as if nothing was drawn
+            next_action, next_log_prob = self.actor(batch["next_obs"]).sample()
+        next_out = self.target(batch["next_critic_obs"], next_action)
+        bonus = -self.log_alpha.exp() * next_log_prob
         losses = self.loss_sum / self.loss_sum.new_tensor(self.loss_count).clamp(min=1)
         self.loss_sum.zero_()
         self.loss_count = [0, 0, 0, 0]
-        out = {
+        return {
             **{f"losses/{name}": loss for name, loss in zip(LOSSES, losses, strict=True)},
             "losses/alpha": self.log_alpha.exp(),
             "losses/qf1_values": value[0].mean(),
             "losses/qf2_values": value[1].mean(),
-            "critic/disagreement": disagreement(value),
             "charts/action_std": policy.log_std.exp().mean(),
             "charts/learning_rate": self.critic_optimizer.param_groups[0]["lr"],
+            **(
+                describe_returns(values, *self.target_atoms(batch, next_out, bonus), self.target.support)
+                if isinstance(self.target, CategoricalCritics)
+                else {
+                    "critic/disagreement": disagreement(value),
+                    "critic/td_error": td_error(value, self.target_values(batch, next_out, bonus)),
+                }
+            ),
+            **describe_torso("actor", self.actor.torso, obs),
+            **describe_torso("critic", self.critic.torso, torch.cat([critic_obs, action], -1), self.target.torso),
         }
-        if isinstance(self.target, CategoricalCritics):
-            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):  # as if nothing was drawn
-                next_action, next_log_prob = self.actor(batch["next_obs"]).sample()
-            next_logits = self.target(batch["next_critic_obs"], next_action)
-            probs, atoms = self.target_atoms(batch, next_logits, -self.log_alpha.exp() * next_log_prob)
-            out["critic/target_mass_below"], out["critic/target_mass_above"] = clipped_mass(
-                probs, atoms, self.target.support
-            )
-        for name, torso, x in (
-            ("actor", self.actor.torso, obs),
-            ("critic", self.critic.torso, torch.cat([critic_obs, batch["action"]], -1)),
-        ):
-            if isinstance(torso[-1], SEM):
-                out[f"sem/{name}_entropy"] = entropy(torso(x), torso[-1].config.groups)
-        return out
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that training changes; tensors, dicts, lists and numbers only."""
@@ -478,7 +491,7 @@ class FastSAC:
             if here != there:
                 raise ValueError(
                     f"the checkpoint does not fit: {name} is {there or 'absent'} there and {here or 'absent'} here; "
-                    f"task, --sem* and --*-hidden must be those of the run"
+                    f"task, --sem*, --bottleneck and --*-hidden must be those of the run"
                 )
         self.modules.load_state_dict(theirs)
         self.actor_optimizer.load_state_dict(state["actor_optimizer"])
@@ -491,15 +504,15 @@ class FastSAC:
         self.loss_count = list(state["loss_count"])
 
 
-def sem_configs(args: Args) -> tuple[SEMConfig | None, SEMConfig | None]:
-    """Return the SEM of the actor and of the critics, None where it is off."""
+def sem_configs(args: Args) -> tuple[Bottleneck | None, Bottleneck | None]:
+    """Return the SEM of the actor and of the critics, or what --bottleneck asks for instead; None where it is off."""
+    kind = args.bottleneck if args.bottleneck != "auto" else "sem" if args.sem else "relu"
+    if kind == "relu":
+        return None, None
+    style = args.sem_temperature, args.sem_learned_temperature, kind, args.sem_every_layer
     return (
-        SEMConfig(args.sem_actor_groups, args.sem_actor_vertices, args.sem_temperature)
-        if args.sem and args.sem_actor
-        else None,
-        SEMConfig(args.sem_critic_groups, args.sem_critic_vertices, args.sem_temperature)
-        if args.sem and args.sem_critic
-        else None,
+        Bottleneck(args.sem_actor_groups, args.sem_actor_vertices, *style) if args.sem_actor else None,
+        Bottleneck(args.sem_critic_groups, args.sem_critic_vertices, *style) if args.sem_critic else None,
     )
 
 
@@ -611,11 +624,15 @@ def resolve(args: Args) -> Args:
         for name in names:
             if not getattr(args, name) >= low:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {legal}")
+    if max(args.threads, args.env_threads) > 1024:
+        raise ValueError(f"--threads {args.threads} --env-threads {args.env_threads}: both must be at most 1024")
     if not 0 <= args.gamma <= 1 or not args.tau <= 1:
         raise ValueError(f"--gamma {args.gamma} --tau {args.tau}: both must be at most 1, gamma at least 0")
     if not all(0 <= beta < 1 for beta in args.adam_betas):
         raise ValueError(f"--adam-betas {args.adam_betas}: both must be at least 0 and below 1")
-    return replace(args, device=device, amp=amp)
+    if args.sem and args.bottleneck not in ("auto", "sem"):
+        raise ValueError(f"--sem --bottleneck {args.bottleneck}: --sem stands for --bottleneck sem, give one of them")
+    return replace(args, device=device, amp=amp, sem=args.sem or args.bottleneck == "sem")
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -745,11 +762,12 @@ def describe(run: Run[Args], replay: ReplayBuffer) -> None:
     """Print what was chosen, before the first step."""
     args = run.args
     actor_sem, critic_sem = sem_configs(args)
+    block = "SEM" if args.bottleneck in ("auto", "relu", "sem") else "block"
     say = {
         "run": run.dir,
         "task": f"{args.env_id}, {args.num_envs} environments, {args.total_timesteps:,} frames",
         "size": f"{args.size}: actor {args.actor_hidden}, critics {args.critic_hidden}, batch {args.batch_size:,}",
-        "SEM": f"actor {actor_sem or 'off'}, critics {critic_sem or 'off'}",
+        block: f"actor {actor_sem or 'off'}, critics {critic_sem or 'off'}",
         "learner": f"{args.device}, {torch.get_num_threads()} threads, "
         + ("bfloat16" if args.amp == "bfloat16" else "float32")
         + (", compiled" if args.compile else ""),
@@ -766,6 +784,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if asked.resume is None:
             args = resolve(asked)
+            if args.sem and not asked.sem and "sem" in parsed.explicit:
+                raise ValueError("--no-sem --bottleneck sem: --sem stands for --bottleneck sem, give one of them")
             built = build(args)  # before there is a run directory: bad input leaves nothing behind
             run = Run.start(
                 args,
@@ -778,7 +798,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         else:
             given = {name: getattr(asked, name) for name in parsed.explicit - {"resume"}}
-            run = Run.resume(asked.resume, Args, overrides=given, mutable=MUTABLE, quiet=asked.quiet)
+            run = Run.resume(asked.resume, Args, overrides=given, mutable=MUTABLE, check=resolve, quiet=asked.quiet)
             built = build(run.args)
         with run:
             score = train(run, *built)

@@ -49,11 +49,11 @@ from agents.run import Run, crossed
 from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import DMC, PLAYGROUND
 from networks.actors import DeterministicActor
+from networks.bottlenecks import Bottleneck
 from networks.critics import CategoricalCritics, project
-from networks.diagnostics import clipped_mass, disagreement
+from networks.diagnostics import PROBE, describe_returns, describe_torso
 from networks.flat import Flat
 from networks.normalize import RewardScale, RunningNorm
-from networks.sem import SEM, SEMConfig, entropy
 
 
 @dataclass
@@ -172,10 +172,17 @@ class Args:
     """nonlinearity of the hidden layers; after convolutions it is relu"""
     sem: bool = False
     """simplicial embeddings in actor and critics"""
+    bottleneck: Literal[
+        "auto", "relu", "sem", "layernorm", "narrow", "single", "gumbel-st", "vq", "crelu", "l2", "fta"
+    ] = "auto"
+    """what takes the place of the last hidden layer: relu leaves it as it is, `networks/bottlenecks.py` has the others,
+    auto is sem with --sem and relu without; the flags below are for whichever it is"""
     sem_actor: bool = True
-    """where --sem is on, in the actor"""
+    """where --sem or --bottleneck asks for one, in the actor"""
     sem_critic: bool = True
-    """where --sem is on, in the critics"""
+    """where --sem or --bottleneck asks for one, in the critics"""
+    sem_every_layer: bool = False
+    """in place of every hidden layer; those before the last have as many groups of V as they had units for"""
     sem_actor_groups: int = 2
     """L of the actor's embedding"""
     sem_actor_vertices: int = 64
@@ -186,6 +193,8 @@ class Args:
     """V of the critics' embedding; L * V is by default the width of the layer that it replaces"""
     sem_temperature: float = 1.0
     """tau of the softmax in both; the paper's code has 1"""
+    sem_learned_temperature: bool = False
+    """learn tau, one for each network, from --sem-temperature on"""
 
     # ---- speed ----
     amp: Literal["auto", "bfloat16", "off"] = "auto"
@@ -376,33 +385,27 @@ class FastTD3:
     def report(self, batch: TensorDict) -> dict[str, Tensor]:
         """Return the losses since the last report, and what the networks make of a batch; tensors of one element.
 
-        Draws no random numbers, so that training is the same with and without it.
+        They are probed with the first 1,024 transitions of the batch, in float32, without smoothing noise. Draws no
+        random numbers, so that training is the same with and without it.
         """
-        batch = self.prepare(batch)
-        obs, critic_obs, next_obs = batch["obs"], batch["critic_obs"], batch["next_obs"]
-        value = self.critic.value(self.critic(critic_obs, batch["action"]))
-        probs, atoms = self.target_atoms(batch, self.target(batch["next_critic_obs"], self.actor(next_obs)))
-        clipped = clipped_mass(probs, atoms, self.target.support)
+        batch = self.prepare(batch)[:PROBE]
+        obs, critic_obs, action = batch["obs"], batch["critic_obs"], batch["action"]
+        logits = self.critic(critic_obs, action)
+        value = self.critic.value(logits)
+        next_logits = self.target(batch["next_critic_obs"], self.actor(batch["next_obs"]))
         critic_loss, actor_loss = self.loss_sum / self.loss_sum.new_tensor(self.loss_count).clamp(min=1)
         self.loss_sum.zero_()
         self.loss_count = [0, 0]
-        out = {
+        return {
             "losses/qf_loss": critic_loss,
             "losses/actor_loss": actor_loss,
             "losses/qf1_values": value[0].mean(),
             "losses/qf2_values": value[1].mean(),
-            "critic/disagreement": disagreement(value),
-            "critic/target_mass_below": clipped.below,
-            "critic/target_mass_above": clipped.above,
             "charts/learning_rate": self.critic_optimizer.param_groups[0]["lr"],
+            **describe_returns(logits, *self.target_atoms(batch, next_logits), self.target.support),
+            **describe_torso("actor", self.actor.torso, obs),
+            **describe_torso("critic", self.critic.torso, torch.cat([critic_obs, action], -1), self.target.torso),
         }
-        for name, torso, x in (
-            ("actor", self.actor.torso, obs),
-            ("critic", self.critic.torso, torch.cat([critic_obs, batch["action"]], -1)),
-        ):
-            if isinstance(torso[-1], SEM):
-                out[f"sem/{name}_entropy"] = entropy(torso(x), torso[-1].config.groups)
-        return out
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that training changes; tensors, dicts, lists and numbers only."""
@@ -429,7 +432,7 @@ class FastTD3:
             if here != there:
                 raise ValueError(
                     f"the checkpoint does not fit: {name} is {there or 'absent'} there and {here or 'absent'} here; "
-                    f"task, --sem* and --*-hidden must be those of the run"
+                    f"task, --sem*, --bottleneck and --*-hidden must be those of the run"
                 )
         self.modules.load_state_dict(theirs)
         self.actor_optimizer.load_state_dict(state["actor_optimizer"])
@@ -440,15 +443,15 @@ class FastTD3:
         self.loss_count = list(state["loss_count"])
 
 
-def sem_configs(args: Args) -> tuple[SEMConfig | None, SEMConfig | None]:
-    """Return the SEM of the actor and of the critics, None where it is off."""
+def sem_configs(args: Args) -> tuple[Bottleneck | None, Bottleneck | None]:
+    """Return the SEM of the actor and of the critics, or what --bottleneck asks for instead; None where it is off."""
+    kind = args.bottleneck if args.bottleneck != "auto" else "sem" if args.sem else "relu"
+    if kind == "relu":
+        return None, None
+    style = args.sem_temperature, args.sem_learned_temperature, kind, args.sem_every_layer
     return (
-        SEMConfig(args.sem_actor_groups, args.sem_actor_vertices, args.sem_temperature)
-        if args.sem and args.sem_actor
-        else None,
-        SEMConfig(args.sem_critic_groups, args.sem_critic_vertices, args.sem_temperature)
-        if args.sem and args.sem_critic
-        else None,
+        Bottleneck(args.sem_actor_groups, args.sem_actor_vertices, *style) if args.sem_actor else None,
+        Bottleneck(args.sem_critic_groups, args.sem_critic_vertices, *style) if args.sem_critic else None,
     )
 
 
@@ -576,13 +579,17 @@ def resolve(args: Args) -> Args:
         for name in names:
             if not getattr(args, name) >= low:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {legal}")
+    if max(args.threads, args.env_threads) > 1024:
+        raise ValueError(f"--threads {args.threads} --env-threads {args.env_threads}: both must be at most 1024")
     if not 0 <= args.gamma <= 1 or not args.tau <= 1:
         raise ValueError(f"--gamma {args.gamma} --tau {args.tau}: both must be at most 1, gamma at least 0")
     if not all(0 <= beta < 1 for beta in args.adam_betas):
         raise ValueError(f"--adam-betas {args.adam_betas}: both must be at least 0 and below 1")
     if not args.std_min <= args.std_max:
         raise ValueError(f"--std-min {args.std_min} --std-max {args.std_max}: the first must not be the larger")
-    return replace(args, device=device, amp=amp)
+    if args.sem and args.bottleneck not in ("auto", "sem"):
+        raise ValueError(f"--sem --bottleneck {args.bottleneck}: --sem stands for --bottleneck sem, give one of them")
+    return replace(args, device=device, amp=amp, sem=args.sem or args.bottleneck == "sem")
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -712,11 +719,12 @@ def describe(run: Run[Args], replay: ReplayBuffer) -> None:
     """Print what was chosen, before the first step."""
     args = run.args
     actor_sem, critic_sem = sem_configs(args)
+    block = "SEM" if args.bottleneck in ("auto", "relu", "sem") else "block"
     say = {
         "run": run.dir,
         "task": f"{args.env_id}, {args.num_envs} environments, {args.total_timesteps:,} frames",
         "size": f"{args.size}: actor {args.actor_hidden}, critics {args.critic_hidden}, batch {args.batch_size:,}",
-        "SEM": f"actor {actor_sem or 'off'}, critics {critic_sem or 'off'}",
+        block: f"actor {actor_sem or 'off'}, critics {critic_sem or 'off'}",
         "learner": f"{args.device}, {torch.get_num_threads()} threads, "
         + ("bfloat16" if args.amp == "bfloat16" else "float32")
         + (", compiled" if args.compile else ""),
@@ -733,6 +741,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if asked.resume is None:
             args = resolve(asked)
+            if args.sem and not asked.sem and "sem" in parsed.explicit:
+                raise ValueError("--no-sem --bottleneck sem: --sem stands for --bottleneck sem, give one of them")
             built = build(args)  # before there is a run directory: bad input leaves nothing behind
             run = Run.start(
                 args,
@@ -745,7 +755,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         else:
             given = {name: getattr(asked, name) for name in parsed.explicit - {"resume"}}
-            run = Run.resume(asked.resume, Args, overrides=given, mutable=MUTABLE, quiet=asked.quiet)
+            run = Run.resume(asked.resume, Args, overrides=given, mutable=MUTABLE, check=resolve, quiet=asked.quiet)
             built = build(run.args)
         with run:
             score = train(run, *built)

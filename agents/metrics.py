@@ -84,6 +84,8 @@ class MetricLog:
             have = self._path.stat().st_size if self._path.exists() else 0
             if have > size:
                 os.truncate(self._path, size)
+            elif 0 < have < size:  # the next row must not be glued to half a one
+                os.truncate(self._path, self._path.read_bytes().rfind(b"\n") + 1)
         if any(self._dir.glob("events.out.tfevents.*")):
             self._purge_step = step + 1
             self.writer.flush()  # now, not at the first write: what came after the step is void

@@ -46,11 +46,12 @@ from agents.run import Run, crossed
 from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import ATARI, CLASSIC, DMC, GYM_MUJOCO, human_normalised
 from networks.actors import Categorical, CategoricalActor, Gaussian, GaussianActor
+from networks.bottlenecks import Bottleneck
 from networks.critics import ValueCritic
+from networks.diagnostics import PROBE, describe_copies, describe_torso, td_error
 from networks.flat import Flat
 from networks.layers import orthogonal_
 from networks.normalize import RewardScale, RunningNorm
-from networks.sem import SEM, SEMConfig, entropy
 from networks.torso import mlp_torso, nature_cnn
 
 
@@ -166,10 +167,17 @@ class Args:
     """let the deviation of continuous actions depend on the observation"""
     sem: bool = False
     """simplicial embeddings in actor and critics"""
+    bottleneck: Literal[
+        "auto", "relu", "sem", "layernorm", "narrow", "single", "gumbel-st", "vq", "crelu", "l2", "fta"
+    ] = "auto"
+    """what takes the place of the last hidden layer: relu leaves it as it is, `networks/bottlenecks.py` has the others,
+    auto is sem with --sem and relu without; the flags below are for whichever it is"""
     sem_actor: bool = True
-    """where --sem is on, in the actor"""
+    """where --sem or --bottleneck asks for one, in the actor"""
     sem_critic: bool = True
-    """where --sem is on, in the critics"""
+    """where --sem or --bottleneck asks for one, in the critics"""
+    sem_every_layer: bool = False
+    """in place of every hidden layer; those before the last have as many groups of V as they had units for"""
     sem_actor_groups: int = 2
     """L of the actor's embedding"""
     sem_actor_vertices: int = 64
@@ -180,6 +188,8 @@ class Args:
     """V of the critics' embedding; L * V is by default the width of the layer that it replaces"""
     sem_temperature: float = 1.0
     """tau of the softmax in both; the paper's code has 1"""
+    sem_learned_temperature: bool = False
+    """learn tau, one for each network, from --sem-temperature on"""
 
     # ---- speed ----
     amp: Literal["auto", "bfloat16", "off"] = "auto"
@@ -451,7 +461,9 @@ class PPO:
     def report(self, rollout: TensorDict) -> dict[str, Tensor]:
         """Return the losses since the last report, and what the networks make of a rollout; tensors of one element.
 
-        Draws no random numbers, so that training is the same with and without it.
+        They are probed with every fourth step of it, 1,024 rows at most. Where actor and critic are two copies of one
+        trunk, the numbers are those of each; what images share is `shared`. Draws no random numbers, so that training
+        is the same with and without it.
         """
         losses = self.loss_sum / max(self.loss_count, 1)
         self.loss_sum.zero_()
@@ -462,27 +474,21 @@ class PPO:
             "losses/explained_variance": 1
             - (target - value).var(correction=0) / target.var(correction=0).clamp(min=1e-12),
             "losses/values": value.mean(),
+            "critic/td_error": td_error(value, target),
             "charts/learning_rate": self.optimizer.param_groups[0]["lr"],
         }
-        obs = rollout[-1]["obs"]
+        probe = rollout[::4].flatten()[:PROBE]
+        obs, critic_obs = probe["obs"], probe.get("critic_obs", probe["obs"])
         with self.autocast:
-            features, critic_features = self.features(obs, rollout[-1].get("critic_obs", obs))
+            features, critic_features = self.features(obs, critic_obs)
             policy = self.actor(features)
             if isinstance(policy, Gaussian):
                 out["charts/action_std"] = policy.log_std.exp().mean()
-            codes = (
-                {"actor": (self.trunk, features), "critic": (self.trunk, critic_features)}
-                if self.paired
-                else {
-                    "shared": (self.trunk, features),
-                    "actor": (self.actor.torso, self.actor.torso(features)),
-                    "critic": (self.critic.torso, self.critic.torso(critic_features)),
-                }
-            )
-            for name, (torso, code) in codes.items():
-                if len(torso) and isinstance(torso[-1], SEM):
-                    out[f"sem/{name}_entropy"] = entropy(code, torso[-1].config.groups)
-        return out
+            if self.paired:
+                return out | describe_copies(("actor", "critic"), self.trunk, obs)
+            out |= describe_torso("shared", self.trunk, obs)
+            out |= describe_torso("actor", self.actor.torso, features)
+            return out | describe_torso("critic", self.critic.torso, critic_features)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that training changes; tensors, dicts, lists and numbers only."""
@@ -506,7 +512,7 @@ class PPO:
             if here != there:
                 raise ValueError(
                     f"the checkpoint does not fit: {name} is {there or 'absent'} there and {here or 'absent'} here; "
-                    f"task, --sem* and --*-hidden must be those of the run"
+                    f"task, --sem*, --bottleneck and --*-hidden must be those of the run"
                 )
         self.modules.load_state_dict(theirs)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -554,15 +560,15 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
     return x.index_select(0, rows) if x.dim() != 4 else x.movedim(1, -1).index_select(0, rows).movedim(-1, 1)
 
 
-def sem_configs(args: Args) -> tuple[SEMConfig | None, SEMConfig | None]:
-    """Return the SEM of the actor and of the critics, None where it is off."""
+def sem_configs(args: Args) -> tuple[Bottleneck | None, Bottleneck | None]:
+    """Return the SEM of the actor and of the critics, or what --bottleneck asks for instead; None where it is off."""
+    kind = args.bottleneck if args.bottleneck != "auto" else "sem" if args.sem else "relu"
+    if kind == "relu":
+        return None, None
+    style = args.sem_temperature, args.sem_learned_temperature, kind, args.sem_every_layer
     return (
-        SEMConfig(args.sem_actor_groups, args.sem_actor_vertices, args.sem_temperature)
-        if args.sem and args.sem_actor
-        else None,
-        SEMConfig(args.sem_critic_groups, args.sem_critic_vertices, args.sem_temperature)
-        if args.sem and args.sem_critic
-        else None,
+        Bottleneck(args.sem_actor_groups, args.sem_actor_vertices, *style) if args.sem_actor else None,
+        Bottleneck(args.sem_critic_groups, args.sem_critic_vertices, *style) if args.sem_critic else None,
     )
 
 
@@ -681,6 +687,8 @@ def resolve(args: Args) -> Args:
         for name in names:
             if not getattr(args, name) >= low:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {legal}")
+    if max(args.threads, args.env_threads) > 1024:
+        raise ValueError(f"--threads {args.threads} --env-threads {args.env_threads}: both must be at most 1024")
     if not 0 <= args.gamma <= 1 or not 0 <= args.gae_lambda <= 1:
         raise ValueError(f"--gamma {args.gamma} --gae-lambda {args.gae_lambda}: both must be from 0 to 1")
     rows = args.num_envs * args.num_steps
@@ -691,7 +699,9 @@ def resolve(args: Args) -> Args:
             f"--num-minibatches {args.num_minibatches}: must divide --num-envs {args.num_envs} times --num-steps "
             f"{args.num_steps}, which is {rows}; the nearest that do are {', '.join(map(str, near))}"
         )
-    return replace(args, device=machine.resolve_device(args.device))
+    if args.sem and args.bottleneck not in ("auto", "sem"):
+        raise ValueError(f"--sem --bottleneck {args.bottleneck}: --sem stands for --bottleneck sem, give one of them")
+    return replace(args, device=machine.resolve_device(args.device), sem=args.sem or args.bottleneck == "sem")
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -819,13 +829,14 @@ def describe(run: Run[Args], agent: PPO) -> None:
     """Print what was chosen, before the first step."""
     args = run.args
     actor_sem, critic_sem = sem_configs(args)
+    block = "SEM" if args.bottleneck in ("auto", "relu", "sem") else "block"
     rows = args.num_envs * args.num_steps
     say = {
         "run": run.dir,
         "task": f"{args.env_id}, {args.num_envs} environments, {args.total_timesteps:,} frames",
         "size": f"{args.size}: {'Nature CNN, ' if agent.images else ''}actor {args.actor_hidden}, "
         f"critic {args.critic_hidden}, rollout {rows:,}, minibatch {rows // args.num_minibatches:,}",
-        "SEM": f"actor {actor_sem or 'off'}, critic {critic_sem or 'off'}",
+        block: f"actor {actor_sem or 'off'}, critic {critic_sem or 'off'}",
         "learner": f"{args.device}, {torch.get_num_threads()} threads, "
         + ("bfloat16" if args.amp == "bfloat16" else "float32")
         + (", compiled" if args.compile else ""),
@@ -841,6 +852,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if asked.resume is None:
             args = resolve(asked)
+            if args.sem and not asked.sem and "sem" in parsed.explicit:
+                raise ValueError("--no-sem --bottleneck sem: --sem stands for --bottleneck sem, give one of them")
             built = build(args)  # before there is a run directory: bad input leaves nothing behind
             run = Run.start(
                 built[0].args,
@@ -853,7 +866,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         else:
             given = {name: getattr(asked, name) for name in parsed.explicit - {"resume"}}
-            run = Run.resume(asked.resume, Args, overrides=given, mutable=MUTABLE, quiet=asked.quiet)
+            run = Run.resume(asked.resume, Args, overrides=given, mutable=MUTABLE, check=resolve, quiet=asked.quiet)
             built = build(run.args)
         with run:
             score = train(run, *built)

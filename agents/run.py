@@ -39,7 +39,7 @@ import signal
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from itertools import count
@@ -198,6 +198,7 @@ class Run(Generic[A]):
         self._lock = lock
         self._metrics = MetricLog(run_dir, args, presets)
         self._return: float | None = None
+        self._diverged = False
         self._ended = False
         self._signals: dict[signal.Signals, Any] = {}
         self._start = time.perf_counter() - (checkpoint.meta["wall_s"] if checkpoint else 0.0)
@@ -227,6 +228,8 @@ class Run(Generic[A]):
         Raises:
             RunError: as they do; a run in `run_dir` that has other settings is refused.
         """
+        if run_dir is not None and not str(run_dir).strip():
+            raise RunError("the name of the run directory is empty")
         path = Path(run_dir or ".")
         if run_dir is None or not (path / "config.json").is_file() or not step_dirs(path):
             return cls.create(args, root=root, run_dir=run_dir, presets=presets, keep=keep, quiet=quiet)
@@ -294,6 +297,7 @@ class Run(Generic[A]):
         *,
         overrides: Mapping[str, Any] | None = None,
         mutable: Collection[str] = ("total_timesteps",),
+        check: Callable[[A], A] | None = None,
         keep: int = 2,
         quiet: bool = False,
     ) -> Self:
@@ -307,6 +311,7 @@ class Run(Generic[A]):
             args_class: dataclass that config.json fills. A field that the file lacks takes its default.
             overrides: settings that were given anew.
             mutable: the settings that may be.
+            check: raises ValueError where a setting is not legal, before anything is changed.
             keep: number of checkpoints that stay.
             quiet: no progress line.
 
@@ -320,6 +325,8 @@ class Run(Generic[A]):
             lock = _lock(path)
         try:
             args, changed = override_args(read_args(path, args_class), overrides or {}, mutable)
+            if check is not None:
+                check(args)
             status = _status(path)
             if status.get("state") == "done" and status.get("step", 0) >= args.total_timesteps:
                 raise RunError(f"{path} is done: {status['step']} of {args.total_timesteps} frames are trained")
@@ -387,6 +394,10 @@ class Run(Generic[A]):
         with self.timer("log"):
             values = to_floats(metrics)
             self._metrics.write(step, round(self.wall_s, 3), values)
+        lost = [tag for tag, value in values.items() if tag.startswith("losses/") and not math.isfinite(value)]
+        if lost and not self._diverged:
+            self._diverged = True
+            self.note(f"diverged: {lost[0]} is {values[lost[0]]} at {step:,} frames; what follows says nothing")
         self.step = step
         self._return = values.get("charts/episodic_return", self._return)
         return values

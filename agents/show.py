@@ -249,15 +249,21 @@ def state(run: Record) -> str:
 
 
 def sem(settings: Mapping[str, Any]) -> str:
-    """Return the SEM setting in words."""
-    if not settings.get("sem"):
+    """Return the SEM setting in words, or what takes its place."""
+    kind = settings.get("bottleneck", "auto")
+    rival = kind not in ("auto", "relu", "sem")
+    if not settings.get("sem") and not rival:
         return "off" if "sem" in settings else "unknown"
     parts = [
         f"{name} L={settings.get(f'sem_{key}_groups')} V={settings.get(f'sem_{key}_vertices')}"
         for key, name in (("actor", "actor"), ("critic", "critics"))
         if settings.get(f"sem_{key}")
     ]
-    return f"{', '.join(parts) or 'in no network'}, temperature {settings.get('sem_temperature')}"
+    shapes = ", ".join(parts) or "in no network"
+    if rival:
+        return f"off, {kind} instead: {shapes}"
+    learned = ", learned" if settings.get("sem_learned_temperature") else ""
+    return f"{shapes}, temperature {settings.get('sem_temperature')}{learned}"
 
 
 def score_words(one: tuple[int, Mapping[str, float]] | None) -> str:

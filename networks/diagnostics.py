@@ -12,7 +12,7 @@ units depend on the batch: measure on a fixed number of samples.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,15 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from networks.layers import BatchedLayerNorm, BatchedLinear
-from networks.sem import SEMConfig, entropy
+from networks.sem import SEM, SEMConfig, entropy
 from networks.torso import Pixels
 
 AFFINE = (nn.Linear, nn.Conv2d, BatchedLinear)
 NO_UNITS = (*AFFINE, nn.LayerNorm, BatchedLayerNorm, Pixels)
 """layers of a torso after which nothing is active yet"""
+PROBE = 1_024
+"""samples that a report looks at, at most. Of the CPU time of training at the small presets, reports then take 0.3%
+with FastTD3 and FastSAC, 0.2% with PPO on HalfCheetah, 0.6% on Atari and 0.7% on CartPole, the fastest to train."""
 
 
 def wide(x: Tensor) -> Tensor:
@@ -121,12 +124,17 @@ def weight_norm(module: nn.Module) -> Tensor:
     copies of a batched layer.
     Source: Lyle et al., "Understanding plasticity in neural networks" (2023), there of all parameters.
     """
+    return weight_norms(module).mean()
+
+
+def weight_norms(module: nn.Module) -> Tensor:
+    """Return `weight_norm` of each copy, [Q], where layers are batched; of others [1]."""
     squares = torch.zeros((), dtype=torch.float64)
     for layer in module.modules():
         if isinstance(layer, AFFINE):
             square = layer.weight.detach().double().square()
             squares = squares + (square.sum((-2, -1)) if isinstance(layer, BatchedLinear) else square.sum())
-    return squares.sqrt().mean()
+    return squares.sqrt().reshape(-1)
 
 
 def gini(features: Tensor) -> Tensor:
@@ -368,6 +376,11 @@ class Activations(NamedTuple):
     after: Tensor
     """what the torso gives"""
 
+    def of(self, copy: int) -> Self:
+        """Return those of one copy of a batched torso."""
+        hidden, (before, after) = ([x[copy] if x.dim() == 3 else x for x in xs] for xs in (self.hidden, self[1:]))
+        return type(self)(hidden, before, after)
+
 
 def activations(torso: nn.Sequential, x: Tensor) -> Activations:
     """Return the hidden activations for a batch: the networks that `networks/torso.py` builds, run layer by layer.
@@ -414,22 +427,89 @@ def describe_features(name: str, features: Tensor, sem_config: SEMConfig | None 
 
 
 @torch.no_grad()
-def describe_torso(name: str, torso: nn.Sequential, x: Tensor) -> dict[str, Tensor]:
+def describe_torso(
+    name: str, torso: nn.Sequential, x: Tensor, target: nn.Sequential | None = None
+) -> dict[str, Tensor]:
     """Return what can be said of a torso and of what it makes of a batch, by TensorBoard tag; nothing of an empty one.
 
     `describe_features` of what it gives under `{name}`, and of what its last layer gets under `{name}_trunk`, where the
     SEM paper measures. `{name}_network_*` are shares of the units of all hidden layers, `{name}_weight_norm` is that of
-    the torso.
+    the torso, `sem/{name}_temperature` is tau where it is learned. With the torso of a target network, how far both
+    agree: `repr/{name}_cosine_agreement`, and of codes `sem/{name}_vertex_agreement`.
     """
     if not len(torso):
         return {}
-    found = activations(torso, x)
+    found, config = activations(torso, x), simplices_of(torso)
+    out = describe_activations(name, found, config) | {f"repr/{name}_weight_norm": weight_norm(torso)}
+    if (tau := learned_temperature(torso)) is not None:
+        out[f"sem/{name}_temperature"] = tau.mean()
+    if target is not None:
+        after = target(x)
+        out[f"repr/{name}_cosine_agreement"] = cosine_agreement(found.after, after)
+        if config is not None:
+            out[f"sem/{name}_vertex_agreement"] = vertex_agreement(found.after, after, config.groups)
+    return out
+
+
+@torch.no_grad()
+def describe_copies(names: Sequence[str], torso: nn.Sequential, x: Tensor) -> dict[str, Tensor]:
+    """Return `describe_torso` of each copy in a batched torso, under a name each, for the price of one pass."""
+    found, norms, config = activations(torso, x), weight_norms(torso), simplices_of(torso)
+    tau = learned_temperature(torso)
+    out: dict[str, Tensor] = {}
+    for copy, name in enumerate(names):
+        out |= describe_activations(name, found.of(copy), config) | {f"repr/{name}_weight_norm": norms[copy]}
+        if tau is not None:
+            out[f"sem/{name}_temperature"] = tau[copy]
+    return out
+
+
+def simplices_of(torso: nn.Sequential) -> SEMConfig | None:
+    """Return the shape of the codes that a torso gives, None where they are none."""
     config = getattr(torso[-1], "config", None)
-    out = describe_features(f"{name}_trunk", found.before)
-    out |= describe_features(name, found.after, config if isinstance(config, SEMConfig) else None)
+    return config if isinstance(config, SEMConfig) else None
+
+
+def learned_temperature(torso: nn.Sequential) -> Tensor | None:
+    """Return tau of the block that a torso ends in, [1] or [Q], None where there is none to learn."""
+    block = torso[-1]
+    return (
+        block.log_temperature.exp().flatten() if isinstance(block, SEM) and block.log_temperature is not None else None
+    )
+
+
+def describe_activations(name: str, found: Activations, config: SEMConfig | None) -> dict[str, Tensor]:
+    """Return what can be said of activations, by TensorBoard tag: see `describe_torso`."""
+    out = describe_features(f"{name}_trunk", found.before) | describe_features(name, found.after, config)
     count = sum(layer.shape[-1] for layer in found.hidden)
     for measure in (dormant, dormant_tau):
         share = [measure(layer) * (layer.shape[-1] / count) for layer in found.hidden]
         out[f"repr/{name}_network_{measure.__name__}"] = torch.stack(share).sum()
-    out[f"repr/{name}_weight_norm"] = weight_norm(torso)
     return out
+
+
+@torch.no_grad()
+def describe_returns(logits: Tensor, target_probs: Tensor, atoms: Tensor, support: Tensor) -> dict[str, Tensor]:
+    """Return what can be said of two distributional critics and their target, by TensorBoard tag: `critic/*`.
+
+    `suggested_v_min` and `_max` are what `suggested_range` says of the target.
+
+    Args:
+        logits: [2, B, K] of the critics.
+        target_probs: [1, B, K], or [2, B, K] for a target each.
+        atoms: [B, K] where the target's probability lies before projection.
+        support: [K] ascending.
+    """
+    probs = torch.softmax(wide(logits), -1)
+    value, low, high = (probs * support).sum(-1), support[0], support[-1]
+    target_value = (target_probs * atoms.clamp(low, high)).sum(-1)  # of what is learned: projection keeps the mean
+    clipped, suggested = clipped_mass(target_probs, atoms, support), suggested_range(target_probs, atoms)
+    return {
+        "critic/disagreement": disagreement(value),
+        "critic/cramer_distance": cramer_distance(probs[0], probs[1], support),
+        "critic/td_error": td_error(value, target_value),
+        "critic/target_mass_below": clipped.below,
+        "critic/target_mass_above": clipped.above,
+        "critic/suggested_v_min": suggested[0],
+        "critic/suggested_v_max": suggested[1],
+    }

@@ -23,6 +23,8 @@ class SEMConfig:
     """V, the width of the softmax in each of them"""
     temperature: float = 1.0
     """tau: below 1 the codes get closer to one-hot, above 1 closer to uniform. The paper's released code has 1."""
+    learned_temperature: bool = False
+    """learn tau, from there on"""
 
     def __post_init__(self) -> None:
         if self.groups < 1 or self.vertices < 2 or not self.temperature > 0:
@@ -32,7 +34,8 @@ class SEMConfig:
             )
 
     def __str__(self) -> str:
-        return f"L={self.groups} V={self.vertices} tau={self.temperature:g}"
+        learned = ", learned" if self.learned_temperature else ""
+        return f"L={self.groups} V={self.vertices} tau={self.temperature:g}{learned}"
 
     @property
     def width(self) -> int:
@@ -62,13 +65,25 @@ class SEM(nn.Module):
 
     def __init__(self, in_features: int, config: SEMConfig, copies: int | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.copies = config, copies
         self.linear = linear(in_features, config.width, copies)
         self.norm = layer_norm(config.width, copies)
+        self.log_temperature: nn.Parameter | None = None
+        if config.learned_temperature:  # its logarithm, which keeps it above 0
+            shape = (1,) if copies is None else (copies, 1, 1)
+            self.log_temperature = nn.Parameter(torch.full(shape, math.log(config.temperature)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features on the product of simplices; each group sums to 1."""
-        return simplicial(self.norm(self.linear(x)), self.config.groups, self.config.temperature)
+        x = self.norm(self.linear(x))
+        if self.log_temperature is None:
+            return simplicial(x, self.config.groups, self.config.temperature)
+        return simplicial(x.float() / self.temperature, self.config.groups)
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """Tau, also where it is learned: [1] or [Q, 1, 1]."""
+        return self.config.temperature if self.log_temperature is None else self.log_temperature.exp()
 
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""

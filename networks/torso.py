@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from networks.bottlenecks import Bottleneck, bottleneck
 from networks.layers import layer_norm, linear
-from networks.sem import SEM, SEMConfig
+from networks.sem import SEMConfig
 
 Activation = Literal["relu", "silu", "tanh", "elu"]
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "elu": nn.ELU}
@@ -25,27 +26,30 @@ def mlp_torso(
 
     With `sem`, the block takes the place of the last Linear and activation, so that a network with L*V equal to the
     last width has as many features and, but for the LayerNorm, as many parameters as the plain one. Without it nothing
-    of the block exists. With `copies`, every layer is Q layers in one. With `norm`, a LayerNorm follows each Linear.
-    Without hidden layers the input comes out as it is.
+    of the block exists. A `Bottleneck` in its place is another block, or one for every hidden layer. With `copies`,
+    every layer is Q layers in one. With `norm`, a LayerNorm follows each Linear. Without hidden layers the input comes
+    out as it is.
 
     Raises:
-        ValueError: a layer has no units, or there is none that the block could replace.
+        ValueError: a layer has no units, or there is none that the block could replace, or one that it cannot.
     """
     if min(hidden, default=1) < 1 or (sem is not None and not hidden):
         needed = "a layer that SEM replaces, and " if sem is not None else ""
         raise ValueError(f"hidden layers need {needed}at least one unit each, got {tuple(hidden)}")
-    plain = hidden if sem is None else hidden[:-1]
     layers: list[nn.Module] = []
     width = in_features
-    for units in plain:
+    every = sem if isinstance(sem, Bottleneck) and sem.every_layer else None
+    for index, units in enumerate(hidden, 1):
+        config = sem if index == len(hidden) else every and every.of_width(units)
+        if config is not None:
+            block, width = bottleneck(config, width, copies, ACTIVATIONS[activation], norm)
+            layers.append(block)
+            continue
         layers.append(linear(width, units, copies))
         if norm:
             layers.append(layer_norm(units, copies))
         layers.append(ACTIVATIONS[activation]())
         width = units
-    if sem is not None:
-        layers.append(SEM(width, sem, copies))
-        width = sem.width
     return nn.Sequential(*layers), width
 
 

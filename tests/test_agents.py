@@ -175,15 +175,33 @@ def assert_finite(state: Any) -> None:
 # ---- a run -----------------------------------------------------------------------------------------------------------
 
 
-OF_REPLAY = {"losses/qf_loss", "losses/actor_loss", "sem/actor_entropy", "sem/critic_entropy"}
-OF_ROLLOUTS = {"losses/policy_loss", "losses/value_loss", "losses/approx_kl", "losses/explained_variance"}
+OF_NETWORKS = {
+    f"{kind}/{name}_{measure}"
+    for name in ("actor", "critic")
+    for kind, measures in {
+        "repr": ("effective_rank", "srank", "dormant", "feature_norm", "gini", "trunk_gini", "weight_norm"),
+        "sem": ("entropy", "perplexity", "usage_perplexity", "vertices_in_use", "dead_vertices"),
+    }.items()
+    for measure in measures
+} | {"critic/td_error"}
+OF_REPLAY = OF_NETWORKS | {
+    *("losses/qf_loss", "losses/actor_loss", "critic/disagreement", "repr/critic_cosine_agreement"),
+    "sem/critic_vertex_agreement",
+}
+OF_RETURNS = {
+    f"critic/{name}"
+    for name in ("cramer_distance", "target_mass_below", "target_mass_above", "suggested_v_min", "suggested_v_max")
+}
+OF_ROLLOUTS = OF_NETWORKS | {
+    *("losses/policy_loss", "losses/value_loss", "losses/approx_kl", "losses/explained_variance")
+}
 TAGS = {
-    "fasttd3": OF_REPLAY,
-    "fastsac": {*OF_REPLAY, "losses/alpha", "losses/alpha_loss", "losses/entropy", "critic/target_mass_above"},
+    "fasttd3": OF_REPLAY | OF_RETURNS,
+    "fastsac": {*OF_REPLAY, *OF_RETURNS, "losses/alpha", "losses/alpha_loss", "losses/entropy"},
     "fastsac-scalar": {*OF_REPLAY, "losses/alpha"},
-    "ppo": {*OF_ROLLOUTS, "sem/actor_entropy", "sem/critic_entropy", "charts/action_std"},
-    "ppo-discrete": {*OF_ROLLOUTS, "sem/actor_entropy", "sem/critic_entropy"},
-    "ppo-images": {*OF_ROLLOUTS, "sem/actor_entropy", "sem/critic_entropy"},
+    "ppo": {*OF_ROLLOUTS, "charts/action_std"},
+    "ppo-discrete": OF_ROLLOUTS,
+    "ppo-images": {*OF_ROLLOUTS, "repr/shared_effective_rank"},
 }
 
 
@@ -222,8 +240,12 @@ def test_same_seed_same_run_another_seed_another_run(kind: str, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
-    [*((kind, {}) for kind in KINDS), ("ppo", {"eval_sample": True})],
-    ids=[*KINDS, "ppo-eval_sample"],
+    [
+        *((kind, {}) for kind in KINDS),
+        ("ppo", {"eval_sample": True}),
+        *((kind, {"bottleneck": "gumbel-st"}) for kind in AGENTS),
+    ],
+    ids=[*KINDS, "ppo-eval_sample", *(f"{kind}-gumbel" for kind in AGENTS)],
 )
 def test_training_is_the_same_with_evaluation_logging_and_saving_off(kind: str, changes: dict, tmp_path: Path) -> None:
     changes = {**changes, "total_timesteps": min(160, KINDS[kind].tiny["total_timesteps"])}
@@ -245,6 +267,8 @@ ATARI = {"num_envs": 2, "num_steps": 30, "total_timesteps": 60, "update_epochs":
 TO_MATTER: dict[str, dict[str, Any]] = {
     "sem_actor": {"sem": True, **PRIVILEGED},
     "sem_critic": {"sem": True, **PRIVILEGED},
+    "sem_every_layer": {"sem": True, **PRIVILEGED},
+    "sem_learned_temperature": {"sem": True, **PRIVILEGED},
     "share_hidden": {"env_id": "Pixels-v0", **IMAGES},
     "clip_vloss": {"clip_coef": 1e-3, **PRIVILEGED},
     "eval_sample": {"eval_every": 80, **PRIVILEGED},
@@ -279,12 +303,26 @@ def test_every_switch_both_ways(kind: str, name: str, tmp_path: Path) -> None:
         assert not agents_agree
 
 
-ANY_EDGES = [
+@every_agent
+def test_sem_is_one_of_the_bottlenecks(kind: str, tmp_path: Path) -> None:
+    one, other = (
+        run_main(kind, tmp_path / str(i), **words) for i, words in enumerate(({"sem": True}, {"bottleneck": "sem"}))
+    )
+    assert_same(final_state(one), final_state(other))
+    assert json.loads((other / "config.json").read_text())["sem"] is True
+    plain, relu = (run_main(kind, tmp_path / str(words), **words) for words in ({}, {"bottleneck": "relu"}))
+    assert_same(final_state(plain), final_state(relu))
+
+
+ANY_EDGES: list[dict[str, Any]] = [
     {"total_timesteps": 1},
     {"gamma": 0.0},
     {"gamma": 1.0},
     {"amp": "bfloat16"},
     {"sem": True, "sem_temperature": 0.1},
+    *({"bottleneck": kind} for kind in ("layernorm", "narrow", "single", "gumbel-st", "vq", "crelu", "l2", "fta")),
+    {"bottleneck": "gumbel-st", "sem_every_layer": True, "sem_learned_temperature": True, "amp": "bfloat16"},
+    {"bottleneck": "vq", "sem_every_layer": True, "amp": "bfloat16"},
 ]
 REPLAY_EDGES = [
     *ANY_EDGES,
@@ -319,7 +357,7 @@ EDGES = {
         {"init_std": 1e-3, "state_dependent_std": True},
     ],
     "ppo-discrete": [{"amp": "bfloat16", "sem": True}, {"num_envs": 1, "num_minibatches": 10}],
-    "ppo-images": [{"amp": "bfloat16", "sem": True}, {"sem": True, "sem_critic": False}],
+    "ppo-images": [{"amp": "bfloat16", "sem": True}, {"sem": True, "sem_critic": False}, {"bottleneck": "vq"}],
 }
 
 
@@ -344,6 +382,11 @@ ANY_BAD = [
     (["--device", "tpu"], "--device tpu"),
     (["--sem", "--sem-actor-vertices", "1"], "vertices >= 2"),
     (["--critic-hidden", "16", "0"], "at least one unit"),
+    (["--bottleneck", "dropout"], "expected one of auto, relu, sem, layernorm"),
+    *((["--sem", "--bottleneck", kind], "--sem stands for --bottleneck sem") for kind in ("relu", "vq")),
+    (["--no-sem", "--bottleneck", "sem"], "--sem stands for --bottleneck sem"),
+    (["--bottleneck", "vq", "--sem-temperature", "2"], "vq has no temperature"),
+    (["--sem", "--sem-every-layer", "--actor-hidden", "12", "16"], "a multiple of V=8 units wide, got 12"),
     (["--resume", "nowhere"], "nowhere"),
 ]
 REPLAY_BAD = [
@@ -445,6 +488,8 @@ def test_state_round_trip(kind: str, sem: bool, tmp_path: Path) -> None:
 PLAIN_TO = [{"sem": True}, {"env_id": "PointMassPrivileged-v0"}, {"critic_hidden": (16, 8)}]
 OTHER_NETWORKS = [
     *((kind, changes) for kind in AGENTS for changes in PLAIN_TO),
+    *(("fasttd3", {"bottleneck": kind}) for kind in ("gumbel-st", "vq", "crelu", "fta")),
+    ("ppo", {"bottleneck": "vq"}),
     ("fasttd3", {"layer_norm": True}),
     *(("fastsac", {name: False}) for name in ("distributional", "layer_norm")),
     ("ppo", {"state_dependent_std": True}),
@@ -479,14 +524,27 @@ def failing_at(limit: float) -> Callable[[Run, int], None]:
     return fail
 
 
-@every_kind
-def test_failed_and_resumed_equals_uninterrupted(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+DRAWING = {"bottleneck": "gumbel-st", "sem_learned_temperature": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        *((kind, {"sem": True}) for kind in KINDS),
+        *((kind, DRAWING) for kind in AGENTS),
+        *((kind, {"bottleneck": "vq"}) for kind in AGENTS),
+    ],
+    ids=[*KINDS, *(f"{kind}-gumbel" for kind in AGENTS), *(f"{kind}-vq" for kind in AGENTS)],
+)
+def test_failed_and_resumed_equals_uninterrupted(
+    kind: str, changes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After an exception that comes a while after a checkpoint, all is measured again and becomes the same."""
     total = KINDS[kind].tiny["total_timesteps"]
-    whole = run_main(kind, tmp_path / "whole", sem=True)
+    whole = run_main(kind, tmp_path / "whole", **changes)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(Run, "progress", failing_at(0.7 * total))
-        run_main(kind, tmp_path / "failed", sem=True)
+        run_main(kind, tmp_path / "failed", **changes)
     (run_dir,) = (tmp_path / "failed").iterdir()
     assert status(run_dir)["state"] == "failed" and 0.7 * total < status(run_dir)["step"] < total
     assert resume(kind, run_dir) == 0

@@ -297,3 +297,11 @@ def test_as_a_program(tmp_path: Path) -> None:
         command = [sys.executable, str(tmp_path / "agent.py"), *argv]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
         assert (done.returncode, done.stdout, done.stderr) == expected
+
+
+def test_lists_have_words_and_numbers_are_finite(capsys: pytest.CaptureFixture[str]) -> None:
+    hints = {f.name: f.type for f in fields(Args)}
+    listed = next(name for name, kind in hints.items() if "tuple" in str(kind))
+    assert "expected a list" in refused(capsys, "--" + listed.replace("_", "-"))
+    for value in ("inf", "-inf", "nan"):
+        assert "must be finite" in refused(capsys, "--lr", value)

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 
 import numpy as np
@@ -227,6 +228,14 @@ def test_weight_norm_counts_convolutions_and_is_zero_without_weights() -> None:
     expected = math.sqrt(sum((layer.weight**2).sum().item() for layer in cnn if isinstance(layer, nn.Conv2d)))
     assert d.weight_norm(cnn).item() == pytest.approx(expected, rel=1e-6)
     assert d.weight_norm(nn.LayerNorm(4)).item() == 0
+
+
+def test_weight_norms_are_those_of_each_copy() -> None:
+    torch.manual_seed(0)
+    torso, _ = mlp_torso(5, (4, 6), copies=Q)
+    each = [math.sqrt(sum((torso[i].weight[q] ** 2).sum().item() for i in (0, 2))) for q in range(Q)]
+    assert d.weight_norms(torso).tolist() == pytest.approx(each, rel=1e-6)
+    assert d.weight_norms(mlp_torso(5, (4, 6))[0]).shape == d.weight_norms(nn.LayerNorm(4)).shape == (1,)
 
 
 def gini_by_pairs(features: Tensor) -> float:
@@ -645,6 +654,83 @@ def test_a_network_is_described_before_and_after_its_block(copies: int | None, s
     assert len(to_floats(said)) == len(said)
 
 
+def one_copy(torso: nn.Sequential, copy: int) -> nn.Sequential:
+    """One copy of a batched torso as a torso of its own, which still thinks that it is a batched one."""
+    alone = deepcopy(torso)
+    for parameter in alone.parameters():
+        parameter.data = parameter.data[copy : copy + 1].clone()
+    return alone
+
+
+@pytest.mark.parametrize("hidden", [(12, 10), (10,)])
+@pytest.mark.parametrize("sem", [None, SEMConfig(2, 5)])
+def test_copies_are_described_one_by_one(sem: SEMConfig | None, hidden: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    torso, _ = mlp_torso(6, hidden, sem, Q)
+    with torch.no_grad():
+        first = torso[0].linear if isinstance(torso[0], SEM) else torso[0]
+        first.weight[1] *= 3  # copies that cannot be mistaken for each other
+        first.bias[2] -= 1
+    x = torch.randn(64, 6)
+    said = d.describe_copies("abc", torso, x)
+    assert len(said) == Q * len(d.describe_torso("a", torso, x))
+    for copy, name in enumerate("abc"):
+        for tag, value in d.describe_torso(name, one_copy(torso, copy), x).items():
+            torch.testing.assert_close(said[tag], value, rtol=1e-4, atol=1e-6, msg=tag)
+    assert len({said[f"repr/{name}_feature_norm"].item() for name in "abc"}) == Q
+    assert all(value.numel() == 1 and not value.requires_grad for value in said.values())
+
+
+@pytest.mark.parametrize("sem", [None, SEMConfig(2, 5)])
+def test_a_target_network_is_compared_with_its_origin(sem: SEMConfig | None) -> None:
+    torch.manual_seed(0)
+    torso, other = (mlp_torso(6, (12, 10), sem, 2)[0] for _ in range(2))
+    x = torch.randn(64, 6)
+    plain, same = d.describe_torso("critic", torso, x), d.describe_torso("critic", torso, x, deepcopy(torso))
+    agreement = {"repr/critic_cosine_agreement": d.cosine_agreement(torso(x), other(x))}
+    if sem is not None:
+        agreement["sem/critic_vertex_agreement"] = d.vertex_agreement(torso(x), other(x), 2)
+    assert same.keys() - plain.keys() == agreement.keys()
+    for tag, value in agreement.items():
+        assert same[tag].item() == pytest.approx(1)
+        assert torch.equal(d.describe_torso("critic", torso, x, other)[tag], value) and value < 0.95
+
+
+def test_returns_are_described_by_name() -> None:
+    support = torch.linspace(-1, 1, 5)
+    logits, target = 3 * randn(2, 7, 5).float(), randn(1, 7, 5, seed=1).softmax(-1).float()
+    atoms = randn(7, 1, seed=2).float() + 0.9 * support
+    said = d.describe_returns(logits, target, atoms, support)
+    probs = logits.softmax(-1)
+    value = (probs * support).sum(-1)
+    learned = (project(target, atoms, support) * support).sum(-1)
+    suggested = d.suggested_range(target, atoms)
+    expected = {
+        "critic/disagreement": (value[0] - value[1]).abs().mean(),
+        "critic/cramer_distance": d.cramer_distance(probs[0], probs[1], support),
+        "critic/td_error": (value - learned).abs().mean(),
+        "critic/target_mass_below": d.clipped_mass(target, atoms, support).below,
+        "critic/target_mass_above": d.clipped_mass(target, atoms, support).above,
+        "critic/suggested_v_min": suggested[0],
+        "critic/suggested_v_max": suggested[1],
+    }
+    assert said.keys() == expected.keys()
+    for tag, number in expected.items():
+        torch.testing.assert_close(said[tag], number, msg=tag)
+
+
+def test_returns_that_are_certain() -> None:
+    support = torch.linspace(0, 4, 5)
+    logits = torch.full((2, 1, 5), -1e9)
+    logits[0, 0, 1] = logits[1, 0, 4] = 0.0  # returns of 1 and of 4
+    target = F.one_hot(torch.tensor([[2]]), 5).float()
+    said = to_floats(d.describe_returns(logits, target, 3.5 + support[None], support))  # 5.5, of which 4 is learned
+    assert said["critic/disagreement"] == said["critic/cramer_distance"] == 3
+    assert said["critic/td_error"] == 1.5
+    assert (said["critic/target_mass_below"], said["critic/target_mass_above"]) == (0, 1)
+    assert said["critic/suggested_v_min"] == said["critic/suggested_v_max"] == 5.5
+
+
 def test_copies_are_the_mean_of_each() -> None:
     features, other = codes(Q, 9, 12), codes(Q, 9, 12, seed=1)
     features[1] = features[1, :1]  # the same code for every sample
@@ -663,12 +749,16 @@ def noise(x: Tensor) -> Tensor:
     return torch.stack([v.float() for v in d.gradient_noise(((row * weight).sum() for row in x), [weight])]).sum()
 
 
+def total(said: dict[str, Tensor]) -> Tensor:
+    return torch.stack([value.double() for value in said.values()]).sum()
+
+
 @cache
-def torso_on(device: str) -> nn.Sequential:
+def torso_on(device: str, copies: int | None = None) -> nn.Sequential:
     """A torso with gradients, the same on each device."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        torso, _ = mlp_torso(12, (8, 10), SEMConfig(2, 5))
+        torso, _ = mlp_torso(12, (8, 10), SEMConfig(2, 5), copies)
     torso(torch.ones(1, 12)).square().sum().backward()
     return torso.to(device)
 
@@ -705,12 +795,24 @@ WHOLE: dict[str, Callable[..., Tensor]] = {  # not a mean over copies
     "gradient_noise": lambda x, y: noise(x),
     "gradient_norm": lambda x, y: d.gradient_norm(torso_on(x.device.type)),
     "weight_norm": lambda x, y: d.weight_norm(torso_on(x.device.type)),
+    "weight_norms": lambda x, y: d.weight_norms(torso_on(x.device.type)),
     "describe_features": lambda x, y: torch.stack(list(d.describe_features("a", x, SEMConfig(4, 3)).values())).sum(),
-    "describe_torso": lambda x, y: torch.stack(
-        list(d.describe_torso("a", torso_on(x.device.type), x if x.dim() == 2 else x[0]).values())
-    ).sum(),
+    "describe_torso": lambda x, y: total(
+        d.describe_torso("a", *(torso_on(x.device.type), x if x.dim() == 2 else x[0], torso_on(x.device.type)))
+    ),
+    "describe_copies": lambda x, y: total(
+        d.describe_copies("abc", torso_on(x.device.type, Q), x if x.dim() == 2 else x[0])
+    ),
+    "describe_returns": lambda x, y: total(
+        d.describe_returns(torch.stack([x, y]), x[None], y, grid(x))
+        if x.dim() == 2
+        else d.describe_returns(x[:2], y[:1], x[2], grid(x))
+    ),
 }
-HELPERS = {"wide", "simplices", "units", "singular_values", "activations"}
+HELPERS = {
+    *("wide", "simplices", "units", "singular_values", "activations", "simplices_of", "learned_temperature"),
+    "describe_activations",
+}
 
 
 def test_every_function_is_among_the_cases() -> None:

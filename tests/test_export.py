@@ -304,6 +304,36 @@ def test_onnxruntime_alone_acts_as_the_agent(
     assert shown.returncode == 0 and shown.stdout.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "words", "sem"),
+    [
+        *(("fasttd3", f"--bottleneck {name}", None) for name in ("gumbel-st", "vq", "crelu", "l2", "fta")),
+        ("ppo-discrete", "--bottleneck vq", None),  # the first of two copies
+        ("ppo-discrete", "--bottleneck gumbel-st", None),
+        ("ppo-discrete", "--sem --sem-learned-temperature --sem-temperature 0.5 --sem-every-layer", 0.5),
+    ],
+)
+def test_bottlenecks_are_exported(
+    kind: str, words: str, sem: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if LACKING:
+        pytest.skip(f"{LACKING} missing: pip install 'semrl[export]'")
+    module, settings_of, shape = KINDS[kind]
+    monkeypatch.setattr(export, "latency", partial(export.latency, seconds=0.01))
+    run_dir = tmp_path / "run"
+    command = [*TINY.split(), *settings_of.split(), *shape.split(), *words.split(), "--run-dir", str(run_dir)]
+    assert module.main([*command, "--total-timesteps", "200", "--eval-every", "0"]) == 0
+    assert export.main([str(run_dir), "--observations", "100"]) == 0
+    case = Case(kind, run_dir, run_dir / "export", "")
+    obs = case.observations(50, 1.0)
+    expected = by_hand(case, case.agent().act(torch.from_numpy(obs)))
+    assert np.abs(load(case.out)(obs) - expected).max() <= 1e-5
+    if sem is None:
+        assert case.about["sem"] is None
+    else:  # the temperature that was learned
+        assert 0 < abs(case.about["sem"]["temperature"] - sem) < 0.3
+
+
 @pytest.mark.parametrize(("kind", "sem"), CASES)
 def test_batches_of_every_size_and_single_observations(
     kind: str, sem: bool, exported: Callable[[str, bool], Case]

@@ -20,6 +20,7 @@ from agents import fastsac
 from agents.fastsac import Args, FastSAC
 from agents.run import Run
 from envs.torch import optimal_q, optimal_value
+from networks.diagnostics import PROBE
 
 TINY = {
     "env_id": "PointMass-v0",
@@ -419,6 +420,23 @@ def test_uniform_exploration_is_uniform() -> None:
     actions = torch.stack([agent.explore_uniformly() for _ in range(1000)])
     assert actions.shape == (1000, 4, 2)
     assert stats.kstest(actions.flatten().numpy(), stats.uniform(-1, 2).cdf).pvalue > 1e-4
+
+
+@every_kind
+def test_a_report_probes_a_thousand_transitions_and_draws_nothing(kind: dict) -> None:
+    agent = make_agent(tiny(sem=True, **kind))
+    batch = make_batch(agent, 1_100)
+    state = torch.get_rng_state()
+    report = agent.report(batch)
+    assert torch.equal(torch.get_rng_state(), state)
+    spoilt = batch.clone()
+    for name in ("obs", "critic_obs", "reward", "next_obs"):
+        spoilt[name][PROBE:] = torch.nan
+    again = agent.report(spoilt)
+    for tag, value in report.items():
+        assert torch.equal(again[tag], value) and value.isfinite().all(), tag
+    assert report["repr/critic_cosine_agreement"].item() == pytest.approx(1)
+    assert report["sem/critic_vertex_agreement"].item() == 1
 
 
 def test_cosine_schedule() -> None:

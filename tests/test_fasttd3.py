@@ -17,6 +17,7 @@ from agents import fasttd3
 from agents.fasttd3 import Args, FastTD3
 from agents.run import Run
 from envs.torch import optimal_q, optimal_value
+from networks.diagnostics import PROBE
 
 TINY = {
     "env_id": "PointMass-v0",
@@ -238,6 +239,22 @@ def test_exploration_has_the_deviation_of_each_environment() -> None:
     noise = torch.stack([agent.explore(obs) - agent.act(obs) for _ in range(2000)])
     torch.testing.assert_close(noise.std((0, 2)), agent.noise_scale[:, 0], rtol=0.1, atol=0)
     assert agent.explore(obs).abs().max() <= 1
+
+
+def test_a_report_probes_a_thousand_transitions_and_draws_nothing() -> None:
+    agent = make_agent(tiny(sem=True))
+    batch = make_batch(agent, 1_100)
+    state = torch.get_rng_state()
+    report = agent.report(batch)
+    assert torch.equal(torch.get_rng_state(), state)
+    spoilt = batch.clone()
+    for name in ("obs", "critic_obs", "reward", "next_obs"):
+        spoilt[name][PROBE:] = torch.nan
+    again = agent.report(spoilt)
+    for tag, value in report.items():
+        assert torch.equal(again[tag], value) and value.isfinite().all(), tag
+    assert report["repr/critic_cosine_agreement"].item() == pytest.approx(1)
+    assert report["sem/critic_vertex_agreement"].item() == 1
 
 
 def test_cosine_schedule() -> None:

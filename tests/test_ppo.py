@@ -552,6 +552,11 @@ SAME = {"sem": True, "sem_critic_groups": 2, "sem_critic_vertices": 8}
 OTHER = {"sem": True}  # 2 groups of 8 in the actor, 4 of 4 in the critic
 
 
+def described(report: dict[str, Tensor], prefix: str) -> set[str]:
+    """The networks that a report says something of."""
+    return {tag.removeprefix(prefix).split("_")[0] for tag in report if tag.startswith(prefix)}
+
+
 @pytest.mark.parametrize(
     ("changes", "shared", "actor", "critic"),
     [
@@ -578,8 +583,10 @@ def test_images_share_hidden_layers_that_are_the_same(
         assert [(c.groups, c.vertices) for c in configs] == [(2, 8), (4, 4)]
     report = agent.report(agent.estimate(*roll(agent, env, 2)))
     wanted = {name for name, layers in (("shared", shared), ("actor", actor), ("critic", critic)) if "SEM" in layers}
-    assert {tag for tag in report if tag.startswith("sem/")} == {f"sem/{name}_entropy" for name in wanted}
-    assert all(0 < report[tag] <= 1 + 1e-6 for tag in report if tag.startswith("sem/"))
+    assert described(report, "sem/") == wanted
+    assert all(0 < report[f"sem/{name}_entropy"] <= 1 + 1e-6 for name in wanted)
+    parts = {"shared": agent.trunk, "actor": agent.actor.torso, "critic": agent.critic.torso}
+    assert described(report, "repr/") == {name for name, part in parts.items() if len(part)}
 
 
 LINEAR, BATCHED = ["Linear", "Tanh"], ["BatchedLinear", "Tanh"]
@@ -603,8 +610,8 @@ def test_hidden_layers_of_vectors_that_are_alike_are_one_batched_product(
     assert kinds(agent.trunk) == pair and agent.paired == bool(pair)
     assert kinds(agent.actor.torso) == actor and kinds(agent.critic.torso) == critic
     report = agent.report(agent.estimate(*roll(agent, env, 2)))
-    wanted = {f"sem/{name}_entropy" for name, own in (("actor", actor), ("critic", critic)) if "SEM" in pair + own}
-    assert {tag for tag in report if tag.startswith("sem/")} == wanted
+    wanted = {name for name, own in (("actor", actor), ("critic", critic)) if "SEM" in pair + own}
+    assert described(report, "sem/") == wanted and described(report, "repr/") == {"actor", "critic"}
 
 
 @pytest.mark.parametrize("sem", [False, True])
@@ -615,6 +622,8 @@ def test_pairing_is_a_matter_of_speed(sem: bool) -> None:
     apart = PPO(pair.args, env)
     assert pair.paired and not apart.paired
     env.critic_obs_space = env.obs_space
+    with torch.no_grad():
+        pair.trunk[0].weight[0] *= 1.5  # orthogonal weights of both copies have the same norm
     state = pair.modules.state_dict()
 
     def weights(name: str, like: Tensor) -> Tensor:
@@ -630,6 +639,12 @@ def test_pairing_is_a_matter_of_speed(sem: bool) -> None:
     mine = apart.modules.state_dict()
     apart.modules.load_state_dict({name: weights(name, x) for name, x in mine.items()})
     rollout = make_rollout(pair, env)
+    said, alone = pair.report(rollout), apart.report(rollout)
+    assert said.keys() == alone.keys()
+    for tag, value in said.items():  # of each copy, where a mean over both would be something else
+        torch.testing.assert_close(alone[tag], value, rtol=1e-4, atol=1e-6, msg=tag)
+    for name in ("effective_rank", "feature_norm", "weight_norm", "gini"):
+        assert abs(said[f"repr/actor_{name}"] - said[f"repr/critic_{name}"]) > 1e-3 * said[f"repr/actor_{name}"], name
     one, two = losses_of(pair, rollout), losses_of(apart, rollout)
     for name, loss in one.items():
         torch.testing.assert_close(two[name], loss, rtol=1e-4, atol=1e-6, msg=name)
@@ -980,7 +995,8 @@ def chain(agent: PPO, discrete: bool, greedy: bool = False) -> tuple[Tensor, Ten
     count = 9 if discrete else 401
     x = torch.linspace(-1, 1, count, dtype=torch.float64)
     with torch.no_grad():
-        policy = agent.actor(x[:, None].float())
+        seen = x[:, None].float()
+        policy = agent.actor(agent.features(seen, seen)[0])
     if discrete:
         action = torch.arange(3).expand(9, 3)
         weight = torch.nn.functional.one_hot(policy.mode(), 3).double() if greedy else policy.log_probs.double().exp()

@@ -419,6 +419,35 @@ def test_a_torn_status_says_nothing(content: bytes | None, tmp_path: Path) -> No
         Run.create(Args(), run_dir=run.dir)
 
 
+def test_what_is_not_legal_is_refused_before_a_resumed_run_changes(tmp_path: Path) -> None:
+    with make(tmp_path) as run:
+        run.save(10, {"agent": {}})
+        run.finish("interrupted")
+    before = tree(run.dir)
+
+    def check(args: Args) -> Args:
+        raise ValueError("not legal")
+
+    with pytest.raises(ValueError, match="not legal"):
+        Run.resume(run.dir, Args, check=check)
+    assert tree(run.dir) == before
+    saved = json.loads((run.dir / "config.json").read_text())
+    for name, wrong in (("total_timesteps", "x"), ("lr", None), ("seed", 0.5)):
+        (run.dir / "config.json").write_text(json.dumps({**saved, name: wrong}))
+        with pytest.raises(RunError, match=f"config.json is damaged: it sets {name} = "):
+            Run.resume(run.dir, Args)
+    with pytest.raises(RunError, match="the name of the run directory is empty"):
+        Run.start(Args(), run_dir="")
+
+
+def test_divergence_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make(tmp_path)
+    for step in (1, 2, 3):
+        run.log(step, {"losses/qf_loss": math.nan if step > 1 else 0.0, "charts/x": math.nan})
+    run.close()
+    assert capsys.readouterr().err.count("diverged: losses/qf_loss is nan at 2 frames") == 1
+
+
 def test_damage_names_the_file(tmp_path: Path) -> None:
     for content in (b"\xff\xfe", b"{"):
         (tmp_path / "config.json").write_bytes(content)

@@ -93,6 +93,16 @@ def add_rows(run_dir: Path, *rows: tuple[str, int, float]) -> None:
         file.writelines(f"fasttd3,PointMass-v0,1,{tag},{step},9.0,{value}\n" for tag, step, value in rows)
 
 
+def test_the_setting_of_sem_in_words() -> None:
+    shape = {"sem_actor": True, "sem_critic": False, "sem_actor_groups": 2, "sem_actor_vertices": 8}
+    on = {**shape, "sem": True, "sem_temperature": 0.5}
+    assert show.sem(on) == show.sem({**on, "bottleneck": "sem"}) == "actor L=2 V=8, temperature 0.5"
+    assert show.sem({**on, "sem_learned_temperature": True}) == "actor L=2 V=8, temperature 0.5, learned"
+    assert show.sem({**shape, "sem": False, "bottleneck": "vq"}) == "off, vq instead: actor L=2 V=8"
+    assert show.sem({**shape, "sem": False, "bottleneck": "relu"}) == show.sem({**shape, "sem": False}) == "off"
+    assert show.sem({}) == "unknown"
+
+
 # ---- a run that is done ----------------------------------------------------------------------------------------------
 
 

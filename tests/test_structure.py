@@ -116,7 +116,8 @@ def declared() -> frozenset[str]:
 
 def level(module: str) -> int:
     """Networks may import what is on a lower level."""
-    return {"networks.layers": 0, "networks.normalize": 0, "networks.sem": 1, "networks.torso": 2}.get(module, 3)
+    levels = {"layers": 0, "normalize": 0, "sem": 1, "bottlenecks": 2, "torso": 3}
+    return levels.get(module.removeprefix("networks."), 4)
 
 
 def adapter_of(module: str) -> str | None:

@@ -944,7 +944,8 @@ def test_flags_win_over_a_suite(tmp_path: Path) -> None:
 def test_suites_are_part_of_the_package() -> None:
     tomllib = importlib.import_module("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["tool"]["setuptools"]["package-data"]["benchmarks"] == ["suites/*.toml"]
+    shipped = project["tool"]["setuptools"]["package-data"]["benchmarks"]
+    assert shipped == ["suites/*.toml", "references.csv"]
     assert {"ray", "slurm"} <= project["project"]["optional-dependencies"].keys()
 
 
