@@ -25,7 +25,7 @@ from torch import Tensor
 
 from agents.config import checked
 
-SCHEMA = 1
+SCHEMA = 2  # of what agents save; 1 had an optimiser state for each layer
 
 
 class RunError(RuntimeError):

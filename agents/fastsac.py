@@ -434,7 +434,7 @@ class FastSAC:
         They are probed with the first 1,024 transitions of the batch, in float32. Leaves the random numbers as they
         are, so that training is the same with and without it.
         """
-        batch = self.prepare(batch)[:PROBE]
+        batch = self.prepare(batch[:PROBE])
         obs, critic_obs, action = batch["obs"], batch["critic_obs"], batch["action"]
         values = self.critic(critic_obs, action)  # or logits
         value = self.values(values)

@@ -388,7 +388,7 @@ class FastTD3:
         They are probed with the first 1,024 transitions of the batch, in float32, without smoothing noise. Draws no
         random numbers, so that training is the same with and without it.
         """
-        batch = self.prepare(batch)[:PROBE]
+        batch = self.prepare(batch[:PROBE])
         obs, critic_obs, action = batch["obs"], batch["critic_obs"], batch["action"]
         logits = self.critic(critic_obs, action)
         value = self.critic.value(logits)

@@ -214,7 +214,7 @@ def test_a_checkpoint_of_another_version_is_left_alone(tmp_path: Path) -> None:
     paths = [run.save(step, state_of(step)) for step in (10, 20)]
     run.close()
     (paths[1] / "meta.json").write_text('{"schema": 99, "step": 20, "sha256": {}}')
-    with pytest.raises(RunError, match=r"step_000000000020 has format 99, this version reads 1"):
+    with pytest.raises(RunError, match=r"step_000000000020 has format 99, this version reads 2"):
         Run.resume(run.dir, Args)
     assert step_dirs(run.dir) == paths
 
