@@ -211,6 +211,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         meta = read_json(path / "meta.json")
         schema, step, sha256 = int(meta["schema"]), int(meta["step"]), dict(meta["sha256"])
+        float(meta["wall_s"]), int(meta["metrics_bytes"])
     except RunError as error:
         raise CheckpointError(str(error)) from error
     except (KeyError, TypeError, ValueError) as error:

@@ -11,6 +11,7 @@ import difflib
 import io
 import math
 import re
+import signal
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,6 +58,8 @@ def parse(args_class: type[T], presets: Presets[T] | None = None, argv: Sequence
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     given = _scan(args_class, argv)
+    if {"-h", "--help"} & set(argv) and hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends without a traceback
     if presets is None:
         return Parsed(_tyro(args_class, argv, given), [], set(given))
     asked = _tyro(args_class, [token for token in argv if token not in ("-h", "--help")], given)
@@ -207,6 +210,8 @@ def _tyro(
         parts = value if isinstance(value, tuple) else (value,)
         if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
             fail(f"{_flag(name)} {' '.join(given[name])}: must be finite")
+        if any(isinstance(part, int) and abs(part) >= 1 << 63 for part in parts):
+            fail(f"{_flag(name)} {' '.join(given[name])}: must be below 2^63")
     return args
 
 

@@ -1,5 +1,6 @@
 """Episode statistics of training without waiting for the device, and the deterministic evaluation of a policy."""
 
+import math
 from collections.abc import Callable, Mapping
 from math import inf, nan
 from typing import Any
@@ -42,9 +43,16 @@ class EpisodeStats:
 
     @torch.no_grad()
     def add(self, step: Step) -> None:
-        """Count one step of all environments."""
+        """Count one step of all environments.
+
+        Raises:
+            ValueError: a number is not finite in a row that says it is valid. Looked for on a CPU only: elsewhere to
+                look is to wait.
+        """
         running, interval = self._running, self._interval
         score, ended = score_and_end(step)
+        if ended.device.type == "cpu":
+            _check_finite(step)
         running[0] += score
         running[1] += 1
         if "success" in step.metrics:
@@ -110,6 +118,23 @@ class EpisodeStats:
         self._running.copy_(state["running"])
         self._interval.copy_(state["interval"])
         self._reports_success = state["reports_success"]
+
+
+def _check_finite(step: Step) -> None:
+    """Raise for a number that is not finite in a valid row, which a simulator's adapter must not let through."""
+    parts = {"reward": step.reward, "next_obs": step.next_obs}
+    if step.next_critic_obs is not step.next_obs:
+        parts["next_critic_obs"] = step.next_critic_obs
+    if all(math.isfinite(part.sum()) for part in parts.values() if part.is_floating_point()):
+        return
+    for name, part in parts.items():  # a sum can overflow: look at each
+        bad = step.valid & ~part.isfinite().reshape(len(part), -1).all(1)
+        if bool(bad.any()):
+            env = int(bad.nonzero()[0])
+            raise ValueError(
+                f"the simulator returned a number that is not finite: {name} of environment {env}; its adapter must "
+                "reset the environment and mark the row as not valid, see `valid` in envs/base.py"
+            )
 
 
 @torch.no_grad()

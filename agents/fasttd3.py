@@ -42,10 +42,10 @@ from torch import Tensor, nn
 
 import envs
 from agents import config, machine
-from agents.checkpoint import Checkpoint, RunError, rng_state, set_rng_state
+from agents.checkpoint import Checkpoint, rng_state, set_rng_state
 from agents.episodes import EpisodeStats, evaluate
 from agents.replay import ReplayBuffer
-from agents.run import Run, crossed
+from agents.run import Run, crossed, explain
 from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import DMC, PLAYGROUND
 from networks.actors import DeterministicActor
@@ -581,6 +581,11 @@ def resolve(args: Args) -> Args:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {legal}")
     if max(args.threads, args.env_threads) > 1024:
         raise ValueError(f"--threads {args.threads} --env-threads {args.env_threads}: both must be at most 1024")
+    if math.ceil(args.buffer_size / args.num_envs) < args.n_step:
+        raise ValueError(
+            f"--buffer-size {args.buffer_size}: with --num-envs {args.num_envs} and --n-step {args.n_step} it must be "
+            f"at least {args.num_envs * (args.n_step - 1) + 1}"
+        )
     if not 0 <= args.gamma <= 1 or not args.tau <= 1:
         raise ValueError(f"--gamma {args.gamma} --tau {args.tau}: both must be at most 1, gamma at least 0")
     if not all(0 <= beta < 1 for beta in args.adam_betas):
@@ -760,8 +765,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with run:
             score = train(run, *built)
             status = run.finish("interrupted" if run.stop_signal else "done", run.stop_signal or "", score)
-    except (ValueError, RunError) as error:
-        config.fail(str(error))
+    except (ValueError, RuntimeError, MemoryError) as error:
+        config.fail(explain(error))
     if score:
         print(f"final evaluation  {score['episodic_return']:.1f} over {score['episodes']:.0f} episodes")
     print(f"run directory     {run.dir}")

@@ -40,9 +40,9 @@ from torch import Tensor, nn
 
 import envs
 from agents import config, machine
-from agents.checkpoint import Checkpoint, RunError, rng_state, set_rng_state
+from agents.checkpoint import Checkpoint, rng_state, set_rng_state
 from agents.episodes import EpisodeStats, evaluate
-from agents.run import Run, crossed
+from agents.run import Run, crossed, explain
 from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import ATARI, CLASSIC, DMC, GYM_MUJOCO, human_normalised
 from networks.actors import Categorical, CategoricalActor, Gaussian, GaussianActor
@@ -692,6 +692,11 @@ def resolve(args: Args) -> Args:
     if not 0 <= args.gamma <= 1 or not 0 <= args.gae_lambda <= 1:
         raise ValueError(f"--gamma {args.gamma} --gae-lambda {args.gae_lambda}: both must be from 0 to 1")
     rows = args.num_envs * args.num_steps
+    if rows > 1 << 28:
+        raise ValueError(
+            f"--num-envs {args.num_envs} --num-steps {args.num_steps}: a rollout of {rows:,} frames, must be at most "
+            f"{1 << 28:,}"
+        )
     if rows % args.num_minibatches:
         divisors = [n for n in range(1, rows + 1) if rows % n == 0]
         near = sorted(sorted(divisors, key=lambda n: abs(n - args.num_minibatches))[:4])
@@ -871,8 +876,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with run:
             score = train(run, *built)
             status = run.finish("interrupted" if run.stop_signal else "done", run.stop_signal or "", score)
-    except (ValueError, RunError) as error:
-        config.fail(str(error))
+    except (ValueError, RuntimeError, MemoryError) as error:
+        config.fail(explain(error))
     if score:
         print(f"final evaluation  {score['episodic_return']:.1f} over {score['episodes']:.0f} episodes")
     print(f"run directory     {run.dir}")

@@ -47,6 +47,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Generic, Self
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.checkpoint import (
@@ -155,6 +156,23 @@ def clock(seconds: float) -> str:
         return "-:--"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def explain(error: Exception) -> str:
+    """Return the one line for users about what has stopped a program.
+
+    Raises:
+        the error itself, if it is neither theirs nor a lack of memory.
+    """
+    text = str(error)
+    signs = ("DefaultCPUAllocator", "bad_alloc", "Storage size calculation overflowed", "Overflow when unpacking")
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in text for sign in signs):
+        wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
+        size = f" ({wanted[1]} more were asked for)" if wanted else ""
+        return f"out of memory{size}: choose fewer environments, a smaller batch or buffer, or narrower networks"
+    if isinstance(error, (ValueError, RunError)):
+        return text
+    raise error
 
 
 def crossed(every: int, frames: int, num_envs: int) -> bool:

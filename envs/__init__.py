@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 # By name: importing the submodules envs.torch and envs.gymnasium writes these two names into this very namespace.
+from gymnasium.spaces import Box, Discrete
 from torch import device as Device
 from torch import empty
 
@@ -75,8 +76,8 @@ def make(
     Raises:
         TaskError: an argument is not legal, the task or an option is unknown, or a simulator is missing.
     """
-    if num_envs < 1:
-        raise TaskError(f"num_envs is {num_envs}, must be at least 1")
+    if not 1 <= num_envs <= 1 << 24:
+        raise TaskError(f"num_envs is {num_envs}, must be from 1 to {1 << 24}")
     if seed < 0:
         raise TaskError(f"seed is {seed}, must be at least 0")
     place = _device(device)
@@ -148,6 +149,17 @@ def _make_own(task: str, num_envs: int, seed: int, device: Device, options: dict
     env = factory(**arguments)
     if not isinstance(env, VecEnv):
         raise TaskError(f"{task!r} returns a {type(env).__name__}, must be an envs.base.VecEnv")
+    needed = ("num_envs", "device", "obs_space", "critic_obs_space", "action_space", "max_episode_steps")
+    if missing := [name for name in needed if not hasattr(env, name)]:
+        raise TaskError(f"{task!r} does not set {', '.join(missing)}; envs.base.VecEnv says what they are")
+    if env.num_envs != num_envs:
+        raise TaskError(f"{task!r} has num_envs {env.num_envs} where {num_envs} were asked for")
+    for name, space in (("obs_space", env.obs_space), ("critic_obs_space", env.critic_obs_space)):
+        if not isinstance(space, Box):
+            raise TaskError(f"{task!r} has the {name} {space}, must be a gymnasium.spaces.Box")
+    action = env.action_space
+    if not isinstance(action, Discrete) and not (isinstance(action, Box) and action == Box(-1, 1, action.shape)):
+        raise TaskError(f"{task!r} has the action_space {action}, must be Discrete or Box(-1, 1, (A,), float32)")
     return env
 
 

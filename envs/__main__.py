@@ -1,6 +1,7 @@
 """`python -m envs [PATTERN] [--backend B]` lists the tasks that `envs.make` can make."""
 
 import argparse
+import signal
 import sys
 from fnmatch import fnmatchcase
 
@@ -32,4 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends without a traceback
     sys.exit(main())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from networks.layers import BatchedLinear, float32, orthogonal_
 from networks.sem import SEMConfig
-from networks.torso import Activation, mlp_torso
+from networks.torso import WIDEST, Activation, mlp_torso
 
 
 class CategoricalCritics(nn.Module):
@@ -34,8 +34,10 @@ class CategoricalCritics(nn.Module):
         norm: bool = False,
     ) -> None:
         super().__init__()
-        if atoms < 2 or not v_min < v_max:
-            raise ValueError(f"the support needs at least 2 atoms and v_min < v_max, got {atoms}, {v_min}, {v_max}")
+        if not 2 <= atoms <= WIDEST or not v_min < v_max:
+            raise ValueError(
+                f"the support needs from 2 to {WIDEST:,} atoms and v_min < v_max, got {atoms}, {v_min}, {v_max}"
+            )
         self.torso, width = mlp_torso(obs_dim + action_dim, hidden, sem, critics, activation, norm)
         self.head = BatchedLinear(width, atoms, critics)
         self.register_buffer("support", torch.linspace(v_min, v_max, atoms))

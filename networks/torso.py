@@ -11,6 +11,8 @@ from networks.layers import layer_norm, linear
 from networks.sem import SEMConfig
 
 Activation = Literal["relu", "silu", "tanh", "elu"]
+WIDEST = 1 << 15
+"""Units that a layer may have: beyond that a slip of the finger takes all memory before anybody can say so."""
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "elu": nn.ELU}
 
 
@@ -31,8 +33,12 @@ def mlp_torso(
     out as it is.
 
     Raises:
-        ValueError: a layer has no units, or there is none that the block could replace, or one that it cannot.
+        ValueError: a layer has no units or too many, or there is none that the block could replace, or one that it
+            cannot.
     """
+    if max((sem.width if sem is not None else 1), *hidden, 1) > WIDEST:
+        extra = f" and a block of {sem.width}" if sem is not None else ""
+        raise ValueError(f"layers have at most {WIDEST:,} units, got hidden layers of {tuple(hidden)}{extra}")
     if min(hidden, default=1) < 1 or (sem is not None and not hidden):
         needed = "a layer that SEM replaces, and " if sem is not None else ""
         raise ValueError(f"hidden layers need {needed}at least one unit each, got {tuple(hidden)}")

@@ -22,6 +22,7 @@ import envs
 from agents import fastsac, fasttd3, ppo
 from agents.checkpoint import newest_checkpoint
 from agents.run import Run
+from envs.torch import PointMass
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = {
@@ -388,12 +389,22 @@ ANY_BAD = [
     (["--bottleneck", "vq", "--sem-temperature", "2"], "vq has no temperature"),
     (["--sem", "--sem-every-layer", "--actor-hidden", "12", "16"], "a multiple of V=8 units wide, got 12"),
     (["--resume", "nowhere"], "nowhere"),
+    (["--critic-hidden", "999999999"], "at most 32,768 units, got hidden layers of (999999999,)"),
+    (["--sem", "--sem-critic-groups", "999999999"], "and a block of 3999999996"),
+    (["--seed", "99999999999999999999"], "must be below 2^63"),
+    (["--env-id", "tests.test_agents:Bare"], "does not set num_envs, device, obs_space"),
 ]
 REPLAY_BAD = [
     *ANY_BAD,
     (["--bach-size", "3"], "--batch-size"),
     (["--batch-size", "0"], "--batch-size 0: must be above 0"),
     (["--buffer-size", "10000000000000"], "--buffer-size"),
+    (
+        ["--buffer-size", "4", "--n-step", "3"],
+        "--buffer-size 4: with --num-envs 4 and --n-step 3 it must be at least 9",
+    ),
+    (["--num-envs", "99999999", "--buffer-size", "999999999"], "num_envs is 99999999, must be from 1 to"),
+    (["--atoms", "999999999999"], "from 2 to 32,768 atoms"),
     (["--tau", "1.5"], "--tau 1.5"),
     (["--adam-betas", "0.9", "1"], "--adam-betas (0.9, 1.0): both must be at least 0 and below 1"),
     (["--v-min", "5", "--v-max", "-5"], "v_min < v_max"),
@@ -411,6 +422,7 @@ BAD = {
         *ANY_BAD,
         (["--num-minibatches", "3"], "the nearest that do are 1, 2, 4, 5"),  # of 4 * 10 rows
         (["--num-minibatches", "41"], "the nearest that do are 8, 10, 20, 40"),
+        (["--num-steps", "999999999"], "must be at most 268,435,456"),
         (["--gae-lambda", "2"], "--gae-lambda 2.0"),
         (["--lr-schedule", "cosine"], "expected one of constant, linear, adaptive"),
         (["--init-std", "0"], "--init-std 0.0: must be above 0"),
@@ -454,6 +466,48 @@ def test_a_nan_of_the_simulator_is_quarantined(kind: str, tmp_path: Path, monkey
     assert_finite([replay["ring"], replay["finals"]])
     spoilt = sum(float(value) for metric, _, value in metric_rows(run_dir) if metric == "health/nonfinite_transitions")
     assert spoilt == 1
+
+
+class Bare(envs.VecEnv):
+    """An environment that says nothing of itself."""
+
+    def __init__(self, num_envs: int, seed: int, device: torch.device) -> None:
+        pass
+
+    def reset(self, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def step(self, action: Tensor) -> envs.Step:
+        raise NotImplementedError
+
+
+class Careless(PointMass):
+    """An environment that lets a NaN through."""
+
+    def step(self, action: Tensor) -> envs.Step:
+        step = super().step(action)
+        step.reward[1] = math.nan
+        return step
+
+
+@every_agent
+def test_a_nan_that_an_own_environment_lets_through_ends_the_run(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, tiny = KINDS[kind]
+    words = flags(**{**tiny, "env_id": "tests.test_agents:Careless"})
+    with pytest.raises(SystemExit) as stop:
+        module.main([*words, "--run-dir", str(tmp_path / "run"), "--quiet"])
+    assert stop.value.code == 2
+    assert "not finite: reward of environment 1; its adapter must" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "failed"
+
+
+@every_agent
+def test_help_can_be_cut_short(kind: str) -> None:
+    command = f"{sys.executable} agents/{kind}.py --help | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.count("\n") == 1 and not done.stderr
 
 
 # ---- saving ----------------------------------------------------------------------------------------------------------

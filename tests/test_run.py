@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from agents import run as run_module
 from agents.checkpoint import newest_checkpoint, read_args
 from agents.manifest import git_revision, manifest
 from agents.metrics import to_floats
-from agents.run import Run, RunError, Timer, clock
+from agents.run import Run, RunError, Timer, clock, explain
 
 ROOT = Path(run_module.__file__).resolve().parents[1]
 
@@ -771,3 +771,24 @@ def test_without_a_name_each_start_has_a_directory_of_its_own(tmp_path: Path) ->
 def tree(path: Path) -> dict[str, bytes]:
     """Content of all files, but for the lock."""
     return {str(p): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file() and p.name != ".lock"}
+
+
+@pytest.mark.parametrize(
+    ("work", "says"),
+    [
+        (lambda: torch.empty(10**15), "out of memory (4000000000000000 bytes more were asked for): choose fewer"),
+        (lambda: torch.empty(10**12, 10**12), "out of memory: choose fewer"),
+        (lambda: bytearray(1 << 60), "out of memory: choose fewer"),
+        (lambda: explain(ValueError("one line")), "one line"),
+    ],
+)
+def test_a_lack_of_memory_becomes_one_line(work: Callable[[], Any], says: str) -> None:
+    try:
+        assert work() == says
+    except (RuntimeError, MemoryError) as error:
+        assert explain(error).startswith(says)
+
+
+def test_what_is_nobodys_fault_is_not_explained_away() -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        explain(RuntimeError("shapes do not match"))
