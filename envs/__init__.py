@@ -14,9 +14,9 @@ from gymnasium.spaces import Box, Discrete
 from torch import device as Device
 from torch import empty
 
-from envs.base import Step, TaskError, VecEnv
+from envs.base import Spec, Step, TaskError, VecEnv
 
-__all__ = ["BACKENDS", "Backend", "Step", "TaskError", "VecEnv", "backends", "make", "tasks"]
+__all__ = ["BACKENDS", "Backend", "Spec", "Step", "TaskError", "VecEnv", "backends", "describe", "make", "tasks"]
 
 
 class Backend(NamedTuple):
@@ -28,6 +28,8 @@ class Backend(NamedTuple):
     """what it needs beside this library"""
     install: str
     """how to get that"""
+    twin: str = ""
+    """another backend with the same tasks, which tells what they look like where making one takes minutes"""
 
 
 BACKENDS = {  # in the order in which "auto" tries them
@@ -35,7 +37,7 @@ BACKENDS = {  # in the order in which "auto" tries them
     "humanoidbench": Backend("envs.humanoidbench", "mujoco", "pip install mujoco"),
     "envpool": Backend("envs.envpool", "envpool", "pip install envpool"),
     "gymnasium": Backend("envs.gymnasium", "gymnasium", 'pip install "gymnasium[mujoco]"'),
-    "mjwarp": Backend("envs.mjwarp", "mujoco_warp", "pip install 'semrl[mjwarp]'"),  # the first one on a GPU
+    "mjwarp": Backend("envs.mjwarp", "mujoco_warp", "pip install 'semrl[mjwarp]'", "gymnasium"),  # first on a GPU
 }
 
 
@@ -51,6 +53,20 @@ def tasks(backend: str) -> list[str]:
         TaskError: the backend is unknown or not installed.
     """
     return _load(backend).tasks()
+
+
+def describe(task: str, backend: str) -> Spec | None:
+    """Return what a task looks like; None where that is not known before it is made, at the cost of minutes.
+
+    Raises:
+        TaskError: the backend cannot make the task.
+    """
+    adapter = _load(BACKENDS[backend].twin or backend)
+    if hasattr(adapter, "describe"):
+        return adapter.describe(task)
+    env = adapter.make(task, 1, 0, Device("cpu"))
+    env.close()
+    return env.spec
 
 
 def make(

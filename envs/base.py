@@ -59,6 +59,15 @@ class Step(NamedTuple):
     where `terminated` also marks a lost life)."""
 
 
+class Spec(NamedTuple):
+    """What a task looks like, without making it; fields are those of `VecEnv`."""
+
+    obs_space: Box
+    critic_obs_space: Box
+    action_space: Box | Discrete
+    max_episode_steps: int | None
+
+
 class VecEnv(ABC):
     """N environments that step together. A user's own simulator plugs in by implementing `reset` and `step`."""
 
@@ -115,6 +124,11 @@ class VecEnv(ABC):
             TaskError: the backend has no snapshots.
         """
         raise TaskError(f"{self.backend} cannot restore the state of a simulator; reset it instead")
+
+    @property
+    def spec(self) -> Spec:
+        """What the task looks like."""
+        return Spec(self.obs_space, self.critic_obs_space, self.action_space, self.max_episode_steps)
 
     @property
     def privileged(self) -> bool:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.base import TaskError, VecEnv, spawn_seeds
+from envs import host
+from envs.base import Spec, TaskError, VecEnv, spawn_seeds
 from envs.host import HostEnv, check_count, one_line
 
 NEVER = 2**31 - 1  # EnvPool's largest time limit, and what it writes where there is none
@@ -53,6 +54,23 @@ def make(task: str, num_envs: int, seed: int, device: torch.device, **options: A
     return EnvPool(task, num_envs, seed, device, **options)
 
 
+def describe(task: str) -> Spec:
+    """Return what a task looks like.
+
+    Raises:
+        TaskError: EnvPool cannot load it, or a space cannot be used.
+    """
+    spec = look_up(task, {"num_envs": 1})
+    step_limit = spec.config.max_episode_steps
+    return host.describe(task, *spaces(spec), {0: 1, NEVER: None}.get(step_limit, step_limit))
+
+
+def spaces(spec: Any) -> tuple[Any, Any]:
+    """Return EnvPool's own spaces of observations and actions."""
+    with warnings.catch_warnings(action="ignore"):  # EnvPool has float64 bounds for some float32 spaces
+        return spec.observation_space, spec.action_space
+
+
 def registry() -> Any:
     """Return EnvPool's registry.
 
@@ -82,9 +100,7 @@ class EnvPool(HostEnv):
         self._options = {**options, "num_envs": num_envs}
         spec = look_up(task, self._options)
         step_limit = spec.config.max_episode_steps
-        with warnings.catch_warnings(action="ignore"):  # EnvPool has float64 bounds for some float32 spaces
-            spaces = spec.observation_space, spec.action_space
-        super().__init__(task, num_envs, device, *spaces, step_limit if 0 < step_limit < NEVER else None)
+        super().__init__(task, num_envs, device, *spaces(spec), step_limit if 0 < step_limit < NEVER else None)
         if step_limit == 0:  # BabyAI: another one in each episode
             self.max_episode_steps = 1
         self._family = family(registry().specs[task][0])

@@ -10,11 +10,28 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 from torch import Tensor
 
-from envs.base import Step, TaskError, VecEnv, vector_space
+from envs.base import Spec, Step, TaskError, VecEnv, vector_space
 
 UNBOUNDED = 1e6  # engines write 1e10 or the largest float where they mean infinity
 GOAL_KEYS = {"observation", "achieved_goal", "desired_goal"}
 PRIVILEGED_KEYS = {"state", "privileged_state"}
+
+
+def describe(task: str, obs_space: Space[Any], action_space: Space[Any], step_limit: int | None) -> Spec:
+    """Return what a `HostEnv` with these spaces looks like.
+
+    Raises:
+        TaskError: a space cannot be used.
+    """
+    readers = obs_readers(task, obs_space)
+    return Spec(readers[0].space, readers[-1].space, action_map(task, action_space)[0], step_limit)
+
+
+def obs_readers(task: str, obs_space: Space[Any]) -> list["ObsReader"]:
+    """Return what reads the actor's view of an engine's observations, and the critic's where that is another."""
+    if isinstance(obs_space, Dict) and set(obs_space.spaces) == PRIVILEGED_KEYS:
+        return [ObsReader(task, obs_space[key], (key,)) for key in ("state", "privileged_state")]
+    return [ObsReader(task, obs_space)]
 
 
 class HostEnv(VecEnv):
@@ -38,10 +55,7 @@ class HostEnv(VecEnv):
         self.device = device
         self.max_episode_steps = step_limit
         self.action_space, self._to_engine = action_map(task, action_space)
-        if isinstance(obs_space, Dict) and set(obs_space.spaces) == PRIVILEGED_KEYS:
-            self._readers = [ObsReader(task, obs_space[key], (key,)) for key in ("state", "privileged_state")]
-        else:
-            self._readers = [ObsReader(task, obs_space)]
+        self._readers = obs_readers(task, obs_space)
         self.obs_space, self.critic_obs_space = self._readers[0].space, self._readers[-1].space
         self._action_shape = (num_envs, *(self.action_space.shape or ()))
         self._step_limit = np.iinfo(np.int64).max if step_limit is None else step_limit

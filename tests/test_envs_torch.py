@@ -1,6 +1,8 @@
 """The reference environments against what can be computed by hand, and how `envs.make` finds and refuses tasks."""
 
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import envs
-import envs.__main__
+import envs.list
 import envs.torch as reference
 from envs.base import Step, TaskError, VecEnv
 from envs.torch import ClosedForm, ClosedFormDiscrete, optimal_action, optimal_q, optimal_value
+
+ROOT = Path(__file__).resolve().parents[1]
 
 ALL = list(reference.TASKS)
 CPU = torch.device("cpu")
@@ -611,12 +615,43 @@ def test_own_environment_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_listing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     missing = envs.Backend("envs.envpool", "no_such_package", "pip install envpool")
     monkeypatch.setattr(envs, "BACKENDS", {"torch": envs.BACKENDS["torch"], "envpool": missing})
-    assert envs.__main__.main(["point*PRIV"]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith("torch: 1 of 6 tasks\n  PointMassPrivileged-v0\n")
-    assert "envpool: not installed (pip install envpool)" in out
-    assert envs.__main__.main(["nothing"]) == 1
-    assert "no task matches 'nothing'" in capsys.readouterr().out
-    assert envs.__main__.main(["--backend", "torch"]) == 0
-    out = capsys.readouterr().out
-    assert all(f"  {task}\n" in out for task in ALL)
+    assert envs.list.main(["point*PRIV"]) == 0
+    out, err = capsys.readouterr()
+    heads, row = out.splitlines()
+    assert heads.split() == ["task", "backend", "observation", "action", "steps"]
+    assert row.split() == ["PointMassPrivileged-v0", "torch", "4", "(critic", "6)", "2", "100"]
+    assert [row.index(word) for word in ("torch", "4 (", "100")] == [
+        heads.index(word) for word in ("backend", "observation", "steps")
+    ]
+    assert err == "the backend envpool is not installed: pip install envpool\n"
+    assert envs.list.main(["nothing"]) == 1
+    assert "no task matches 'nothing'" in capsys.readouterr().err
+    assert envs.list.main(["--backend", "torch", "--names"]) == 0
+    assert capsys.readouterr().out.split() == ALL
+
+
+def test_listing_of_every_kind_of_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    assert envs.list.main(["WalkerWalk-v1", "--backend", "envpool"]) == 0
+    assert envs.list.main(["Pong-v5", "--backend", "envpool"]) == 0
+    assert envs.list.main(["HalfCheetah-v5", "--backend", "gymnasium"]) == 0
+    assert envs.list.main(["h1-walk-v0", "--backend", "humanoidbench"]) == 0  # with its scene or without
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if not line.startswith("task ")]
+    assert lines[:3] == [
+        ["WalkerWalk-v1", "envpool", "24", "6", "1000"],
+        ["Pong-v5", "envpool", "4x84x84", "uint8", "6", "ways", "27000"],
+        ["HalfCheetah-v5", "gymnasium", "17", "6", "1000"],
+    ]
+    assert lines[3][:2] == ["h1-walk-v0", "humanoidbench"]
+
+
+@pytest.mark.parametrize("task", ["WalkerWalk-v1", "Pong-v5", "Acrobot-v1", "MetaWorld/Assembly-v3"])
+def test_a_description_is_what_the_environment_says(task: str) -> None:
+    env = envs.make(task, 1, backend="envpool")
+    assert envs.describe(task, "envpool") == env.spec
+    env.close()
+
+
+def test_listing_is_short_for_the_package() -> None:
+    command = f"{sys.executable} -m envs pointmass --backend torch | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["task", "backend", "observation", "action", "steps"] and not done.stderr

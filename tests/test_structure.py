@@ -59,7 +59,7 @@ ADAPTERS = {backend.module: backend.package for backend in envs.BACKENDS.values(
 
 def test_the_modules_are_found() -> None:
     assert "agents.fasttd3" in AGENTS and "agents.replay" in SHARED and "envs.gymnasium" in ADAPTERS
-    assert set(PACKAGES) <= set(FILES) and "envs.__main__" in FILES
+    assert set(PACKAGES) <= set(FILES) and "envs.list" in FILES
 
 
 # ---- imports ---------------------------------------------------------------------------------------------------------
