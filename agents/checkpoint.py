@@ -25,7 +25,7 @@ from torch import Tensor
 
 from agents.config import checked
 
-SCHEMA = 2  # of what agents save; 1 had an optimiser state for each layer
+SCHEMA = 3  # of what agents save; 1 and 2 had optimiser states as torch.optim writes them
 
 
 class RunError(RuntimeError):

@@ -54,7 +54,7 @@ from networks.actors import SquashedGaussianActor
 from networks.bottlenecks import Bottleneck
 from networks.critics import CategoricalCritics, ScalarCritics, project
 from networks.diagnostics import PROBE, describe_returns, describe_torso, disagreement, td_error
-from networks.flat import Flat
+from networks.flat import AdamW, Flat
 from networks.normalize import RewardScale, RunningNorm
 
 
@@ -260,9 +260,11 @@ class FastSAC:
             Flat(network.parameters()) for network in (self.actor, self.critic, self.target)
         )
         self.alpha_flat = Flat([self.log_alpha])
-        self.actor_optimizer = self._adamw(self.actor_flat, args.actor_lr, args.weight_decay)
-        self.critic_optimizer = self._adamw(self.critic_flat, args.critic_lr, args.weight_decay)
-        self.alpha_optimizer = self._adamw(self.alpha_flat, args.alpha_lr, 0.0)
+        self.actor_optimizer, self.critic_optimizer = (
+            AdamW(flat, lr, args.adam_betas, weight_decay=args.weight_decay)
+            for flat, lr in ((self.actor_flat, args.actor_lr), (self.critic_flat, args.critic_lr))
+        )
+        self.alpha_optimizer = AdamW(self.alpha_flat, args.alpha_lr, args.adam_betas)
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=args.amp == "bfloat16")
         self.updates = 0
         self.loss_sum = torch.zeros(4, device=self.device)  # of LOSSES, since the last report
@@ -270,11 +272,6 @@ class FastSAC:
         if args.compile:
             self.critic_loss = torch.compile(self.critic_loss)  # type: ignore[method-assign]
             self.actor_loss = torch.compile(self.actor_loss)  # type: ignore[method-assign]
-
-    def _adamw(self, network: Flat, lr: float, weight_decay: float) -> torch.optim.AdamW:
-        rate = torch.tensor(lr, device=self.device)  # a tensor, so that the schedule needs no wait for the device
-        betas = self.args.adam_betas
-        return torch.optim.AdamW([network.vector], lr=rate, betas=betas, weight_decay=weight_decay, fused=True)
 
     # ---- acting ----
 
@@ -403,7 +400,7 @@ class FastSAC:
         """Return the expected returns [Q, B] that the critics' outputs stand for."""
         return out if isinstance(self.critic, ScalarCritics) else self.critic.value(out)
 
-    def _descend(self, name: str, loss: Tensor, network: Flat, optimizer: torch.optim.Optimizer) -> None:
+    def _descend(self, name: str, loss: Tensor, network: Flat, optimizer: AdamW) -> None:
         """Take one optimiser step of one network; no other network gets a gradient."""
         network.differentiate(loss)
         if self.args.max_grad_norm > 0:
@@ -422,8 +419,7 @@ class FastSAC:
             (self.actor_optimizer, args.actor_lr, args.actor_lr_end),
             (self.critic_optimizer, args.critic_lr, args.critic_lr_end),
         ):
-            for group in optimizer.param_groups:
-                group["lr"].fill_(end + (start - end) * cosine)
+            optimizer.lr.fill_(end + (start - end) * cosine)
 
     # ---- reporting and saving ----
 
@@ -452,7 +448,7 @@ class FastSAC:
             "losses/qf1_values": value[0].mean(),
             "losses/qf2_values": value[1].mean(),
             "charts/action_std": policy.log_std.exp().mean(),
-            "charts/learning_rate": self.critic_optimizer.param_groups[0]["lr"],
+            "charts/learning_rate": self.critic_optimizer.lr,
             **(
                 describe_returns(values, *self.target_atoms(batch, next_out, bonus), self.target.support)
                 if isinstance(self.target, CategoricalCritics)

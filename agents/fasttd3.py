@@ -52,7 +52,7 @@ from networks.actors import DeterministicActor
 from networks.bottlenecks import Bottleneck
 from networks.critics import CategoricalCritics, project
 from networks.diagnostics import PROBE, describe_returns, describe_torso
-from networks.flat import Flat
+from networks.flat import AdamW, Flat
 from networks.normalize import RewardScale, RunningNorm
 
 
@@ -239,8 +239,10 @@ class FastTD3:
         self.actor_flat, self.critic_flat, self.target_flat = (
             Flat(network.parameters()) for network in (self.actor, self.critic, self.target)
         )
-        self.actor_optimizer = self._adamw(self.actor_flat, args.actor_lr)
-        self.critic_optimizer = self._adamw(self.critic_flat, args.critic_lr)
+        self.actor_optimizer, self.critic_optimizer = (
+            AdamW(flat, lr, args.adam_betas, weight_decay=args.weight_decay)
+            for flat, lr in ((self.actor_flat, args.actor_lr), (self.critic_flat, args.critic_lr))
+        )
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=args.amp == "bfloat16")
         self.noise_scale = self._draw_noise_scale(env.num_envs)  # [N, 1]
         self.updates = 0
@@ -249,11 +251,6 @@ class FastTD3:
         if args.compile:
             self.critic_loss = torch.compile(self.critic_loss)  # type: ignore[method-assign]
             self.actor_loss = torch.compile(self.actor_loss)  # type: ignore[method-assign]
-
-    def _adamw(self, network: Flat, lr: float) -> torch.optim.AdamW:
-        rate = torch.tensor(lr, device=self.device)  # a tensor, so that the schedule needs no wait for the device
-        betas, weight_decay = self.args.adam_betas, self.args.weight_decay
-        return torch.optim.AdamW([network.vector], lr=rate, betas=betas, weight_decay=weight_decay, fused=True)
 
     # ---- acting ----
 
@@ -360,7 +357,7 @@ class FastTD3:
         value = value.amin(0) if self.args.clipped_double_q else value.mean(0)
         return -value.mean()
 
-    def _descend(self, which: int, loss: Tensor, network: Flat, optimizer: torch.optim.Optimizer) -> None:
+    def _descend(self, which: int, loss: Tensor, network: Flat, optimizer: AdamW) -> None:
         """Take one optimiser step of one network; no other network gets a gradient."""
         network.differentiate(loss)
         if self.args.max_grad_norm > 0:
@@ -376,8 +373,7 @@ class FastTD3:
             (self.actor_optimizer, args.actor_lr, args.actor_lr_end),
             (self.critic_optimizer, args.critic_lr, args.critic_lr_end),
         ):
-            for group in optimizer.param_groups:
-                group["lr"].fill_(end + (start - end) * cosine)
+            optimizer.lr.fill_(end + (start - end) * cosine)
 
     # ---- reporting and saving ----
 
@@ -401,7 +397,7 @@ class FastTD3:
             "losses/actor_loss": actor_loss,
             "losses/qf1_values": value[0].mean(),
             "losses/qf2_values": value[1].mean(),
-            "charts/learning_rate": self.critic_optimizer.param_groups[0]["lr"],
+            "charts/learning_rate": self.critic_optimizer.lr,
             **describe_returns(logits, *self.target_atoms(batch, next_logits), self.target.support),
             **describe_torso("actor", self.actor.torso, obs),
             **describe_torso("critic", self.critic.torso, torch.cat([critic_obs, action], -1), self.target.torso),

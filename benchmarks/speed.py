@@ -3,6 +3,7 @@
     python benchmarks/speed.py                                          # this repository alone
     python benchmarks/speed.py --reference CHECKOUT --out results.json  # beside the authors' code
     python benchmarks/speed.py ppo --help                               # PPO and SAC in training: benchmarks/rivals.py
+    python benchmarks/speed.py envs --help                              # environments: benchmarks/simulators.py
 
 CHECKOUT is a copy of github.com/younggyoseo/FastTD3, which stays outside of this repository.
 
@@ -48,7 +49,7 @@ from torch import Tensor, nn
 from agents import config, fasttd3, machine
 from agents.manifest import git_revision, manifest
 from agents.replay import ReplayBuffer
-from benchmarks import rivals
+from benchmarks import rivals, simulators
 from benchmarks.rivals import ratio
 from envs.base import Step, VecEnv, vector_space
 from networks.normalize import RunningNorm
@@ -66,7 +67,8 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 class Args:
     """Time one update, one replay sample and one replay add of FastTD3, beside the authors' code if there is some.
 
-    With `ppo` as the first word: the training of PPO and SAC, with flags of its own.
+    With `ppo` as the first word: the training of PPO and SAC. With `envs`: steps of environments. Both have flags of
+    their own.
     """
 
     reference: Path | None = None
@@ -648,6 +650,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] == "ppo":
         return training(argv[1:])
+    if argv and argv[0] == "envs":
+        return simulators.main(argv[1:])
     args = config.parse(Args, argv=argv).args
     ours, code = check(args)
     machine.keep_freed_memory()

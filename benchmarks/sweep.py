@@ -384,6 +384,7 @@ def report(jobs: Sequence[Job], verdicts: Mapping[str, Verdict], root: Path) -> 
     if count["unfinished"]:
         print("\nThe same command goes on with what is unfinished.")
     print(f"learning curves  tensorboard --logdir {root / 'runs'}")
+    print(f"report           python benchmarks/report.py {root}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

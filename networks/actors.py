@@ -65,12 +65,21 @@ class Gaussian(NamedTuple):
         """Return [B], in nats."""
         return self.log_std.sum(-1) + (0.5 + LOG_SQRT_2PI) * self.log_std.shape[-1]
 
-    def gradient(self, action: Tensor, by_log_prob: Tensor, by_entropy: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients by mean and log_std, each [B, A], of a loss whose own by the rest [B] are known."""
+    def score(self, action: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the log density of actions [B, A]: [B], and its derivatives by mean and log_std, each [B, A]."""
         inverse = torch.exp(-self.log_std)
         z = (action - self.mean) * inverse
+        square = z.square()
+        log_prob = -torch.add(self.log_std, square, alpha=0.5).sum(-1) - LOG_SQRT_2PI * action.shape[-1]
+        return log_prob, (z * inverse, square - 1)
+
+    def gradient(self, score: tuple[Tensor, ...], by_log_prob: Tensor, by_entropy: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients by mean and log_std, each [B, A], of a loss whose own by the rest [B] are known.
+
+        `score` is the second part of what the method of that name returns.
+        """
         slope = by_log_prob[:, None]
-        return slope * z * inverse, slope * (z.square() - 1) + by_entropy[:, None]
+        return slope * score[0], torch.addcmul(by_entropy[:, None], slope, score[1])
 
 
 class SquashedGaussian(NamedTuple):
@@ -125,10 +134,18 @@ class Categorical(NamedTuple):
         """Return [B], in nats."""
         return -(self.log_probs.exp() * self.log_probs).sum(-1)
 
-    def gradient(self, action: Tensor, by_log_prob: Tensor, by_entropy: Tensor) -> tuple[Tensor]:
-        """Return the gradient by log_probs [B, n] of a loss whose own by log_prob and entropy, each [B], are known."""
+    def score(self, action: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the log probability of actions [B]: [B], and which of the log_probs it is: [B, 1]."""
+        index = action[..., None]
+        return self.log_probs.gather(-1, index)[..., 0], (index,)
+
+    def gradient(self, score: tuple[Tensor, ...], by_log_prob: Tensor, by_entropy: Tensor) -> tuple[Tensor]:
+        """Return the gradient by log_probs [B, n] of a loss whose own by log_prob and entropy, each [B], are known.
+
+        `score` is the second part of what the method of that name returns.
+        """
         gradient = self.log_probs.exp() * (self.log_probs + 1) * -by_entropy[:, None]
-        return (gradient.scatter_add_(-1, action[:, None], by_log_prob[:, None]),)
+        return (gradient.scatter_add_(-1, score[0], by_log_prob[:, None]),)
 
 
 class SquashedGaussianActor(nn.Module):

@@ -80,5 +80,7 @@ def orthogonal_(module: nn.Module, gain: float) -> None:
 
 def float32(layer: nn.Module, x: Tensor) -> Tensor:
     """Return layer(x) in float32, whatever autocast would make of it: for heads whose output is compared closely."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return layer(x.float())
     with torch.autocast(x.device.type, enabled=False):
         return layer(x.float())

@@ -121,7 +121,7 @@ def final_state(run_dir: Path) -> dict[str, Any]:
 def optimizer_steps(state: dict[str, Any]) -> int:
     """Steps that the optimiser of the critic has taken."""
     agent = state["agent"]
-    return int(agent.get("critic_optimizer", agent.get("optimizer"))["state"][0]["step"])
+    return int(agent.get("critic_optimizer", agent.get("optimizer"))["count"])
 
 
 def status(run_dir: Path) -> dict[str, Any]:

@@ -285,7 +285,7 @@ def test_temperature_stays_without_autotune() -> None:
     agent = make_agent(tiny(alpha_init=0.3, autotune=False))
     for step in range(8):
         agent.update(make_batch(agent, seed=step))
-    assert agent.log_alpha.item() == pytest.approx(math.log(0.3)) and not agent.alpha_optimizer.state
+    assert agent.log_alpha.item() == pytest.approx(math.log(0.3)) and agent.alpha_optimizer.count == 0
     assert agent.report(make_batch(agent))["losses/alpha"].item() == pytest.approx(0.3)
 
 
@@ -444,7 +444,7 @@ def test_cosine_schedule() -> None:
     for progress, share in ((0.0, 1.0), (0.25, 0.5 + 0.125**0.5), (0.5, 0.5), (1.0, 0.0)):  # cos(pi / 4) is 0.5^0.5
         agent.anneal(progress)
         optimizers = (agent.critic_optimizer, agent.actor_optimizer, agent.alpha_optimizer)
-        rates = [float(optimizer.param_groups[0]["lr"]) for optimizer in optimizers]
+        rates = [float(optimizer.lr) for optimizer in optimizers]
         assert rates == pytest.approx([1e-4 + 9e-4 * share, 4e-3 - 2e-3 * share, 5e-3])
 
 
@@ -461,7 +461,7 @@ def test_temperature_and_its_optimizer_are_saved(tmp_path: Path) -> None:
     other.load_state_dict(torch.load(tmp_path / "agent.pt", weights_only=True))
     assert other.log_alpha is parameter and parameter.requires_grad  # the one that its optimiser holds
     assert parameter.item() == learned
-    moments = [one.alpha_optimizer.state[one.alpha_flat.vector] for one in (agent, other)]
+    moments = [one.alpha_optimizer.state_dict() for one in (agent, other)]
     assert moments[0].keys() == moments[1].keys() and all(torch.equal(moments[0][k], moments[1][k]) for k in moments[0])
 
 

@@ -261,7 +261,7 @@ def test_cosine_schedule() -> None:
     agent = make_agent(tiny(critic_lr=1e-3, critic_lr_end=1e-4, actor_lr=2e-3, actor_lr_end=4e-3))
     for progress, share in ((0.0, 1.0), (0.25, 0.5 + 0.125**0.5), (0.5, 0.5), (1.0, 0.0)):  # cos(pi / 4) is 0.5^0.5
         agent.anneal(progress)
-        rates = [float(x.param_groups[0]["lr"]) for x in (agent.critic_optimizer, agent.actor_optimizer)]
+        rates = [float(x.lr) for x in (agent.critic_optimizer, agent.actor_optimizer)]
         assert rates == pytest.approx([1e-4 + 9e-4 * share, 4e-3 - 2e-3 * share])
 
 

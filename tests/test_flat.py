@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from networks.flat import Flat
+from networks.flat import AdamW, Flat
 from networks.sem import SEMConfig
 from networks.torso import mlp_torso, nature_cnn
 
@@ -38,7 +38,7 @@ def test_gradient_clipping_and_steps_equal_those_of_torch(max_norm: float) -> No
     plain, flat_one = network(), network()
     flat = Flat(flat_one.parameters())
     one = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.1, fused=True)
-    two = torch.optim.AdamW([flat.vector], lr=0.01, weight_decay=0.1, fused=True)
+    two = AdamW(flat, lr=0.01, weight_decay=0.1)
     for step in range(5):
         x = torch.randn(7, 5, generator=torch.Generator().manual_seed(step))
         one.zero_grad()
@@ -89,3 +89,28 @@ def test_convolutions_in_any_memory_format() -> None:
     grads = torch.autograd.grad(layers(x).sum(), list(layers.parameters()))
     for piece, grad in zip(mine, grads, strict=True):
         torch.testing.assert_close(piece.view(grad.shape), grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_the_optimiser_is_that_of_torch_bit_for_bit(weight_decay: float) -> None:
+    one, two = Flat(network().parameters()), Flat(network().parameters())
+    betas, eps = (0.8, 0.95), 1e-5
+    kind = torch.optim.AdamW if weight_decay else torch.optim.Adam
+    theirs = kind([one.vector], lr=torch.tensor(0.02), betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+    mine = AdamW(two, 0.02, betas, eps, weight_decay)
+    for step in range(6):
+        grad = torch.randn(one.vector.numel(), generator=torch.Generator().manual_seed(step))
+        one.vector.grad, two.vector.grad = grad.clone(), grad.clone()
+        for lr in (theirs.param_groups[0]["lr"], mine.lr):
+            lr.mul_(0.9)
+        theirs.step()
+        mine.step()
+        assert torch.equal(one.vector, two.vector)
+        if step == 2:  # goes on from what was saved
+            saved = deepcopy(mine.state_dict())
+            mine.step()
+            mine = AdamW(two, 1.0, betas, eps, weight_decay)
+            mine.load_state_dict(saved)
+            with torch.no_grad():
+                two.vector.copy_(one.vector)
+    assert mine.count == 6

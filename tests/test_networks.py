@@ -1075,6 +1075,8 @@ def test_gradients_of_a_policy_in_closed_form_equal_autograd() -> None:
         loss = (by_log_prob * policy.log_prob(action) + by_entropy * policy.entropy()).sum()
         expected = torch.autograd.grad(loss, list(policy))
         with torch.no_grad():
-            actual = policy.gradient(action, by_log_prob, by_entropy)
+            log_prob, score = policy.score(action)
+            actual = policy.gradient(score, by_log_prob, by_entropy)
+        torch.testing.assert_close(log_prob, policy.log_prob(action))
         for one, two in zip(actual, expected, strict=True):
             torch.testing.assert_close(one, two)

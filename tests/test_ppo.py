@@ -110,7 +110,7 @@ def losses_of(agent: PPO, rollout: TensorDict) -> dict[str, Tensor]:
     batch = agent.prepare(dict(rollout.flatten().items()))
     with torch.no_grad(), agent.autocast:
         policy, value = agent(batch["obs"], batch.get("critic_obs", batch["obs"]))
-    return dict(zip(LOSSES, agent.losses(policy, value, batch)[0], strict=True))
+    return dict(zip(LOSSES, agent.losses(batch, agent.gradients(policy, value, batch)[0]), strict=True))
 
 
 def gradients_of(agent: PPO, rollout: TensorDict, **weights: float) -> dict[str, Tensor]:
@@ -720,15 +720,17 @@ def test_target_kl_ends_the_passes(target_kl: float, passes: int) -> None:
 
 def test_target_kl_goes_by_the_last_minibatch_of_a_pass(monkeypatch) -> None:
     agent, env = make_agent(tiny(target_kl=0.05, update_epochs=5))
-    differentiate, divergences = agent.differentiate, iter([9.0, 9.0, 9.0, 0.04, 0.0, 0.0, 0.0, 0.06])
+    losses, divergences = agent.losses, iter([[9.0, 9.0, 9.0, 0.04], [0.0, 0.0, 0.0, 0.06]])
     kl = torch.tensor([float(name == "approx_kl") for name in LOSSES])
-    monkeypatch.setattr(agent, "differentiate", lambda b: differentiate(b) * (1 - kl) + next(divergences) * kl)
+    monkeypatch.setattr(
+        agent, "losses", lambda *x: losses(*x) * (1 - kl) + torch.tensor(next(divergences))[:, None] * kl
+    )
     agent.update(make_rollout(agent, env))
     assert agent.loss_count == 8
 
 
 def rate(agent: PPO) -> float:
-    return float(agent.optimizer.param_groups[0]["lr"])
+    return float(agent.optimizer.lr)
 
 
 def test_linear_learning_rate() -> None:

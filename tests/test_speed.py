@@ -20,6 +20,7 @@ from benchmarks import rivals, speed
 from benchmarks.rivals import Gate, Missing, Order, Pool, Program, Restarting, Row, Task, Turn
 from benchmarks.speed import Contestant, RandomEnv, Reference
 from envs.check import check
+from networks.flat import AdamW
 
 CHECKOUT = os.environ.get("FASTTD3_REFERENCE")
 needs_reference = pytest.mark.skipif(
@@ -641,21 +642,18 @@ def test_losses_and_updates_are_those_of_the_authors() -> None:
         ("soft_update", "movement of target"),
         ("actor_loss", "actor loss"),
         ("critic_loss", "critic loss"),
-        ("_adamw", "movement of critics"),
+        ("AdamW", "movement of critics"),
     ],
 )
 def test_the_comparison_notices_what_differs(broken: str, noticed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if broken == "soft_update":
         monkeypatch.setattr(Reference, broken, lambda self: None)
-    elif broken == "_adamw":  # a tenth of the weight decay
-        own = fasttd3.FastTD3._adamw
+    elif broken == "AdamW":
 
-        def adamw(self: Any, *args: Any) -> torch.optim.AdamW:
-            optimizer = own(self, *args)
-            optimizer.param_groups[0]["weight_decay"] *= 0.1
-            return optimizer
+        def adamw(*args: Any, weight_decay: float) -> AdamW:
+            return AdamW(*args, weight_decay=0.1 * weight_decay)
 
-        monkeypatch.setattr(fasttd3.FastTD3, broken, adamw)
+        monkeypatch.setattr(fasttd3, broken, adamw)
     else:
         loss = getattr(fasttd3.FastTD3, broken)
         monkeypatch.setattr(fasttd3.FastTD3, broken, lambda self, batch: loss(self, batch) * 1.001)
@@ -672,3 +670,37 @@ def test_the_script_times_the_reference_too(tmp_path: Path) -> None:
     for row in report["results"]:
         assert (row["to_reference"] is not None) == (row["side"] == "ours")
     assert {row["sem"] for row in report["results"] if row["side"] == "reference"} == {*speed.SEM_PLACES, ""}
+
+
+# ---- environments ----------------------------------------------------------------------------------------------------
+
+
+def test_environments_are_timed_beside_their_engines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "envs --tasks HalfCheetah-v5 PointMass-v0 --backends envpool gymnasium torch --worlds 2 3"
+    speed.main([*words.split(), *f"--seconds 0.01 --repeats 2 --out {tmp_path / 'out.json'}".split()])
+    report = json.loads((tmp_path / "out.json").read_text())
+    rows = [(row["task"], row["backend"], row["worlds"], "engine" in row) for row in report["results"]]
+    cheetah = [("HalfCheetah-v5", name, worlds, True) for name in ("envpool", "gymnasium") for worlds in (2, 3)]
+    assert rows == [*cheetah, *(("PointMass-v0", "torch", worlds, False) for worlds in (2, 3))]
+    for row in report["results"]:
+        for side in [row[name] for name in ("ours", "engine") if name in row]:
+            assert len(side["turns"]) == 3 and 0 < side["min"] <= side["median"] <= side["max"]
+    out = capsys.readouterr().out
+    assert out.count("HalfCheetah-v5") == 4 and out.rstrip().endswith("out.json")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--tasks Nowhere-v0", "no backend here has the task 'Nowhere-v0'"),
+        ("--backends isaac", "--backends isaac: installed are"),
+        ("--worlds 0", "each must be above 0"),
+        ("--seconds 0", "--seconds 0.0: must be above 0"),
+        ("--out nowhere/x.json", "there is no directory nowhere"),
+    ],
+)
+def test_bad_input_to_the_timing_of_environments(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        speed.main(["envs", *words.split()])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.startswith("error: ") and message in err and err.count("\n") == 1
