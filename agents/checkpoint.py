@@ -211,13 +211,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         meta = read_json(path / "meta.json")
         schema, step, sha256 = int(meta["schema"]), int(meta["step"]), dict(meta["sha256"])
-        float(meta["wall_s"]), int(meta["metrics_bytes"])
     except RunError as error:
         raise CheckpointError(str(error)) from error
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: meta.json is not what was written ({error!r})") from error
     if schema != SCHEMA:
         raise RunError(f"{path} has format {schema}, this version reads {SCHEMA}: use the version that wrote it")
+    if not all(isinstance(meta.get(name), int | float) for name in ("wall_s", "metrics_bytes")):
+        raise CheckpointError(f"{path} is damaged: meta.json lacks wall_s or metrics_bytes")
     for name, expected in sha256.items():
         with disk(f"read {path / name}", CheckpointError), open(path / name, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != expected:

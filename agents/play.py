@@ -10,12 +10,12 @@ what its last evaluation says, to the last digit where the simulator promises eq
 
 Nothing in the run directory is changed but `videos/`, and a run that still trains may be played. A film is drawn by the
 simulator that steps, from its own state, without a display: EnvPool (MuJoCo by EGL; Atari, Box2D, classic control and
-others by its own painter), Gymnasium (what its task can draw), the torch point mass, tasks whose observation is an
-image, and any `VecEnv` of your own with `render(index) -> uint8 [H, W, 3]`. Where none can, one line says why.
+others by its own painter), MuJoCo Warp and HumanoidBench (by MuJoCo), Gymnasium (what its task can draw), the torch
+point mass, tasks whose observation is an image, and any `VecEnv` of your own that has `render`. Where none can, one
+line says why.
 """
 
 import csv
-import ctypes
 import importlib
 import io
 import math
@@ -24,7 +24,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -43,7 +42,8 @@ from agents.checkpoint import RunError, disk, read_args
 from agents.episodes import evaluate, score_and_end
 from agents.trained import RATES, agent_module, look_up, settings, trained_policy
 from envs.base import Step, VecEnv, spawn_seeds
-from envs.families import DMC, human_normalised
+from envs.families import human_normalised
+from envs.pictures import prepare_gl
 
 
 @dataclass
@@ -203,17 +203,6 @@ def write_csv(path: Path, common: Mapping[str, Any], episodes: Sequence[Episode]
 
 # ---- film ------------------------------------------------------------------------------------------------------------
 
-# (task patterns, camera): where the free camera stays behind, or where another one shows more of the gait.
-CAMERAS: tuple[tuple[tuple[str, ...], int], ...] = (
-    (("Quadruped*",), 2),
-    (("Humanoid[SWR]*-v1", "HumanoidCMU*"), 1),
-    (DMC, 0),
-    (("Apollo*", "Barkour*", "Berkeley*", "G1*", "Go1*", "H1*", "Op3*", "Spot*", "T1*"), 0),
-)
-FREE_CAMERA = -1
-MUJOCO_FAMILIES = {"dmc", "gym", "metaworld", "myosuite", "playground", "robotics"}
-"""of EnvPool: those that are drawn by MuJoCo, with OpenGL"""
-MUJOCO_SIZE = (480, 360)
 SMOOTH = 30.0
 """frames per second that are enough"""
 
@@ -225,64 +214,19 @@ class CannotDraw(ValueError):
     """There is no picture of this task. One line, meant for users."""
 
 
-@cache
-def prepare_gl() -> str:
-    """Let MuJoCo draw without a display; returns why EnvPool's MuJoCo cannot, or nothing. Before a simulator is loaded.
-
-    EnvPool brings an EGL of its own under a name that MuJoCo does not look for, and the process then ends within a
-    call, without an exception. Where the system's EGL is loaded before it, for all to see, both use that one.
-    """
-    if not sys.platform.startswith("linux"):
-        return ""
-    if not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
-    if any(name.startswith("envpool.mujoco.") and name.endswith("_envpool") for name in sys.modules):
-        return "EnvPool was loaded before OpenGL, so film in a process of its own"
-    try:
-        ctypes.CDLL("libEGL.so.1", mode=ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        return f"{error}; apt install libegl1 libgl1-mesa-dri, or the driver of the GPU, brings it"
-    return ""
-
-
 def painter(env: VecEnv, args: Args) -> Draw:
     """Return what draws the first environment, as it is now.
 
     Raises:
         CannotDraw: nothing here can.
     """
-    own = getattr(env, "render", None)
-    if own is not None:
-        return lambda obs, critic_obs: own(0)
-    if env.backend == "envpool":
-        return envpool_painter(env, args)
-    if env.backend == "gymnasium":
-        return lambda obs, critic_obs: env._vector.envs[0].render()  # type: ignore[attr-defined]
+    if getattr(env.render, "__func__", None) is not VecEnv.render:
+        return lambda obs, critic_obs: env.render(0, args.video_size, args.camera)
     if env.backend == "torch" and env.task in ("PointMass-v0", "PointMassPrivileged-v0"):
         return lambda obs, critic_obs: draw_point_mass(critic_obs.cpu().numpy())
     if len(env.obs_space.shape) == 3:
         return lambda obs, critic_obs: draw_image(obs.cpu().numpy())
     raise CannotDraw("its state is a vector that nothing here knows how to draw; give its VecEnv a render(index)")
-
-
-def envpool_painter(env: VecEnv, args: Args) -> Draw:
-    """Return what draws with EnvPool's own renderer: the simulator's state itself, in the simulator's own colours.
-
-    Raises:
-        CannotDraw: OpenGL is missing.
-    """
-    width, height, camera = 0, 0, FREE_CAMERA  # what the painter prefers; it has one view
-    if env._family in MUJOCO_FAMILIES:  # type: ignore[attr-defined]
-        if problem := prepare_gl():
-            raise CannotDraw(problem)
-        width, height = args.video_size or MUJOCO_SIZE
-        camera = args.camera if args.camera is not None else look_up(CAMERAS, env.task, FREE_CAMERA)
-
-    def draw(obs: Tensor, critic_obs: Tensor) -> np.ndarray:
-        pool = env._pool  # type: ignore[attr-defined]  # at each call: to reset with a seed is to open another one
-        return pool._render(np.zeros(1, np.int32), width, height, camera)[0]
-
-    return draw
 
 
 def draw_point_mass(state: np.ndarray, size: int = 240) -> np.ndarray:

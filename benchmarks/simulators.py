@@ -70,11 +70,16 @@ def raw(env: VecEnv) -> Advance | None:
         pool.reset()
         return lambda action: pool.step(inner._to_engine(action.numpy()))
     if env.backend == "gymnasium":
-        import gymnasium
-
-        vector = gymnasium.make_vec(env.task, env.num_envs, vectorization_mode="sync")
+        twin: Any = envs.make(env.task, env.num_envs, 1, backend=env.backend)
+        vector = twin._vector
         vector.reset(seed=1)
-        return lambda action: vector.step(inner._to_engine(action.numpy()))
+
+        def step_and_reset(action: Tensor) -> None:
+            _, _, terminated, truncated, _ = vector.step(inner._to_engine(action.numpy()))
+            if (ended := terminated | truncated).any():
+                vector.reset(options={"reset_mask": ended})
+
+        return step_and_reset
     if env.backend == "mjwarp":
         physics = inner._physics
 

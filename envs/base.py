@@ -110,6 +110,19 @@ class VecEnv(ABC):
         """Wait for the step that `step_send` has started, and return it."""
         return self.step(self._sent)
 
+    def render(self, index: int = 0, size: tuple[int, int] | None = None, camera: int | None = None) -> np.ndarray:
+        """Return a picture [H, W, 3] uint8 of one environment as it is: what it has just returned as `obs`.
+
+        Args:
+            index: of the environment.
+            size: width and height in pixels, where the renderer leaves a choice.
+            camera: its number, where there are several.
+
+        Raises:
+            TaskError: the backend cannot draw, or not here.
+        """
+        raise TaskError(f"{self.backend} cannot draw {self.task}")
+
     def close(self) -> None:  # noqa: B027  most engines have nothing to release
         """Release the simulator. Safe to call twice."""
 

@@ -9,6 +9,7 @@ import gc
 import sys
 import warnings
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ import torch
 
 from envs import host
 from envs.base import Spec, TaskError, VecEnv, spawn_seeds
+from envs.families import DMC
 from envs.host import HostEnv, check_count, one_line
+from envs.pictures import SIZE, prepare_gl
 
 NEVER = 2**31 - 1  # EnvPool's largest time limit, and what it writes where there is none
 RESERVED = {"num_envs", "batch_size", "max_num_players", "seed", "env_seed", "base_path", "gym_reset_return_info"}
@@ -27,6 +30,16 @@ SUCCESS = ("success", "is_success", "solved")
 # In these the engine must know the limit: it is part of an observation (AlohaHandOver) or of the reward (MiniGrid),
 # or the engine has a clock of its own.
 OWN_CLOCK = {"gfootball", "highway", "jumanji", "minigrid", "pgx", "playground", "procgen", "vizdoom"}
+
+# (task patterns, camera): where the free camera stays behind, or where another one shows more of the gait.
+CAMERAS: tuple[tuple[tuple[str, ...], int], ...] = (
+    (("Quadruped*",), 2),
+    (("Humanoid[SWR]*-v1", "HumanoidCMU*"), 1),
+    (DMC, 0),
+    (("Apollo*", "Barkour*", "Berkeley*", "G1*", "Go1*", "H1*", "Op3*", "Spot*", "T1*"), 0),
+)
+FREE_CAMERA = -1
+DRAWN_BY_MUJOCO = {"dmc", "gym", "metaworld", "myosuite", "playground", "robotics"}
 
 
 def tasks() -> list[str]:
@@ -157,6 +170,21 @@ class EnvPool(HostEnv):
         if self._clipped:
             metrics["raw_reward"] = info["reward"]
         return metrics
+
+    def render(self, index: int = 0, size: tuple[int, int] | None = None, camera: int | None = None) -> np.ndarray:
+        """Return a picture of one environment by EnvPool's own renderer: the simulator's state, in its own colours.
+
+        Raises:
+            TaskError: OpenGL is missing.
+        """
+        width, height, number = 0, 0, FREE_CAMERA  # what a painter without OpenGL prefers; it has one view
+        if self._family in DRAWN_BY_MUJOCO:
+            if problem := prepare_gl():
+                raise TaskError(problem)
+            width, height = size or SIZE
+            usual = (n for patterns, n in CAMERAS if any(fnmatchcase(self.task, pattern) for pattern in patterns))
+            number = camera if camera is not None else next(usual, FREE_CAMERA)
+        return self._pool._render(np.array([index], np.int32), width, height, number)[0]
 
     def close(self) -> None:
         """Stop the threads. Safe to call twice."""

@@ -115,6 +115,19 @@ class GymnasiumEnv(HostEnv):
         success = info.get(self._success, np.zeros(self.num_envs))  # once reported, the metric stays
         return {"success": success.astype(np.float64) > 0}
 
+    def render(self, index: int = 0, size: tuple[int, int] | None = None, camera: int | None = None) -> np.ndarray:
+        """Return a picture of one environment. Size and camera are options of `make`: render_mode, width, camera_id.
+
+        Raises:
+            TaskError: the environments were not made with render_mode="rgb_array", or each in its own process.
+        """
+        if self._async:
+            raise TaskError(f'{self.task} is drawn with vectorization="sync" only')
+        picture = self._vector.envs[index].render()
+        if picture is None:
+            raise TaskError(f'{self.task} draws nothing unless it is made with render_mode="rgb_array"')
+        return picture
+
     def close(self) -> None:
         """Close the environments. Safe to call twice."""
         self._vector.close()

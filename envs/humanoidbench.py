@@ -22,6 +22,7 @@ from envs.base import TaskError, VecEnv, spawn_seeds
 from envs.host import HostEnv, check_count
 from envs.humanoidbench_scenes import load_scene
 from envs.humanoidbench_tasks import FRAME_SKIP, ROBOTS, TASKS, Physics
+from envs.pictures import Pictures
 
 OPTIONS = ("max_episode_steps", "num_threads", "scenes")
 CLOCK = 1.0  # the time that every step begins at; MuJoCo's own falls back to 0 where it gives up a state
@@ -96,6 +97,8 @@ class HumanoidBench(HostEnv):
         low, high = self._physics.model.actuator_ctrlrange.astype(np.float32).T
         self._low, self._span = low, high - low
         self._returns = np.zeros(num_envs)
+        self._pictures: Pictures | None = None
+        self._view: tuple[Any, Any] = None, None
         self._seed(seed)
 
     def _seed(self, seed: int) -> None:
@@ -177,9 +180,23 @@ class HumanoidBench(HostEnv):
         self._returns, self._elapsed = episodes["returns"], episodes["elapsed"]
         self._current = [view.numpy().copy() for view in state["current"]]
 
+    def render(self, index: int = 0, size: tuple[int, int] | None = None, camera: int | None = None) -> np.ndarray:
+        """Return a picture of one world: the shapes that collide, since scenes come without others.
+
+        Raises:
+            TaskError: see `Pictures`.
+        """
+        if self._pictures is None or self._view != (size, camera):
+            self._pictures = Pictures(self._physics.model, size, camera, distance=4.0, everything=True)
+            self._view = size, camera
+        return self._pictures.draw(qpos=self._physics.state["qpos"][index])
+
     def close(self) -> None:
         """Stop the threads. Safe to call twice."""
         self._physics.close()
+        if self._pictures is not None:
+            self._pictures.close()
+            self._pictures = None
 
 
 class ThreadedPhysics(Physics):

@@ -20,6 +20,7 @@ from torch import Tensor
 from envs.base import Step, TaskError, VecEnv, spawn_seeds, vector_space
 from envs.host import check_count, one_line
 from envs.mjwarp_tasks import TASKS, Draws, Physics, Task
+from envs.pictures import Pictures
 
 INSTALL = "pip install 'semrl[mjwarp]'"
 CHECK_EVERY = 100  # steps between two looks at the bits that say what was lost
@@ -106,6 +107,8 @@ class MjwarpEnv(VecEnv):
         self._position = torch.empty(0, device=device)  # where the task's `position` was when the step began
         self._lost = torch.zeros(len(self._physics.overflows()), dtype=torch.int64, pin_memory=device.type == "cuda")
         self._countdown = CHECK_EVERY
+        self._pictures: Pictures | None = None
+        self._view: tuple[Any, Any] = None, None
 
     def _seed(self, seed: int) -> None:
         self._generator.manual_seed(spawn_seeds(seed, 1, MjwarpEnv.backend)[0])
@@ -169,6 +172,25 @@ class MjwarpEnv(VecEnv):
         for name, rows in physics.state.items():
             rows.copy_(pick(mask, first[name], rows))
         physics.refresh()
+
+    def render(self, index: int = 0, size: tuple[int, int] | None = None, camera: int | None = None) -> np.ndarray:
+        """Return a picture of one world, drawn by MuJoCo.
+
+        Raises:
+            TaskError: see `Pictures`.
+        """
+        if self._pictures is None or self._view != (size, camera):
+            self._pictures = Pictures(self._physics.model, size, camera)
+            self._view = size, camera
+        state = self._physics.state
+        names = [name for name in ("qpos", "mocap_pos", "mocap_quat") if name in state]
+        return self._pictures.draw(**{name: state[name][index].cpu().numpy() for name in names})
+
+    def close(self) -> None:
+        """Release what draws. Safe to call twice."""
+        if self._pictures is not None:
+            self._pictures.close()
+            self._pictures = None
 
     def check(self) -> None:
         """Wait for the simulator, and see whether it had room for all contacts and constraints so far.

@@ -169,6 +169,12 @@ def test_rng_state_continues_all_generators(tmp_path: Path) -> None:
     assert [draw() for _ in range(2)] == expected
 
 
+def without(path: Path, name: str) -> None:
+    meta = json.loads(path.read_text())
+    del meta[name]
+    path.write_text(json.dumps(meta))
+
+
 DAMAGE = {
     "flipped first bit": lambda path: flip(path / "agent.pt", 0),
     "flipped bit in the middle": lambda path: flip(path / "replay.pt", 400),
@@ -180,6 +186,7 @@ DAMAGE = {
     "torn meta": lambda path: os.truncate(path / "meta.json", 20),
     "empty meta": lambda path: os.truncate(path / "meta.json", 0),
     "other meta": lambda path: (path / "meta.json").write_text("{}"),
+    "meta without a time": lambda path: without(path / "meta.json", "wall_s"),
     "no object": lambda path: (path / "meta.json").write_text("[1]"),
 }
 
@@ -214,7 +221,7 @@ def test_a_checkpoint_of_another_version_is_left_alone(tmp_path: Path) -> None:
     paths = [run.save(step, state_of(step)) for step in (10, 20)]
     run.close()
     (paths[1] / "meta.json").write_text('{"schema": 99, "step": 20, "sha256": {}}')
-    with pytest.raises(RunError, match=r"step_000000000020 has format 99, this version reads 2"):
+    with pytest.raises(RunError, match=r"step_000000000020 has format 99, this version reads 3"):
         Run.resume(run.dir, Args)
     assert step_dirs(run.dir) == paths
 

@@ -9,6 +9,8 @@ import gzip
 import io
 import math
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -999,3 +1001,28 @@ def test_original_scenes_are_simulated_as_they_are(checkout: Path) -> None:
     env: Any = envs.make("h1-walk-v0", 2, backend="humanoidbench", scenes=str(checkout))
     assert env._physics.model.nmat == 1 and isinstance(env, HumanoidBench)
     env.close()
+
+
+@needs_scenes
+@pytest.mark.slow
+def test_a_world_is_drawn_as_it_is() -> None:
+    """In a process of its own: OpenGL has to be chosen before MuJoCo is loaded."""
+    code = f"""
+import numpy as np, torch, envs
+from envs import pictures
+pictures.prepare_gl()
+env = envs.make("h1hand-walk-v0", 2, 0, scenes={str(DATA)!r}, num_threads=1)
+env.reset()
+first = [env.render(index, (96, 64)).astype(int) for index in (0, 1)]
+for _ in range(20):
+    env.step(torch.ones(2, 61) * torch.tensor([[1.0], [-1.0]]))
+then = [env.render(index, (96, 64)).astype(int) for index in (0, 1)]
+assert first[0].shape == (64, 96, 3) and env.render().shape == (360, 480, 3)
+for one, two in ((first[0], then[0]), (first[1], then[1]), (then[0], then[1])):
+    assert 20 < (abs(one - two).max(-1) > 20).sum() < 3000
+"""
+    quiet = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "MUJOCO_GL")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=quiet, timeout=300)
+    if "cannot draw here" in done.stderr:
+        pytest.skip("there is no OpenGL")
+    assert done.returncode == 0, done.stderr

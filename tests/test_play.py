@@ -31,6 +31,7 @@ from agents import fastsac, fasttd3, play, ppo
 from agents.episodes import evaluate
 from agents.run import Run
 from agents.trained import find_checkpoint, load_agent, settings
+from envs import pictures
 from envs.base import VecEnv
 from envs.families import DMC
 
@@ -267,7 +268,7 @@ class Home(PointMass):
         state = super().start()
         return {**state, "goal": 0 * state["goal"]}
 
-    def render(self, index):
+    def render(self, index=0, size=None, camera=None):
         steps = int(self._state["elapsed"][index])
         return np.full((66, 81, 3), steps, np.uint8)  # odd sides
 '''
@@ -498,7 +499,9 @@ def test_a_task_that_draws_itself_and_the_clock_of_a_film(trained: dict[str, Pat
 def test_a_film_ends_with_its_episode_and_keeps_time() -> None:
     for rate, every, fps in ((125.0, 5, 25.0), (100.0, 4, 25.0), (40.0, 2, 20.0), (20.0, 1, 20.0), (30.0, 1, 30.0)):
         env = envs.make("Scripted-v0", 2, seed=0, script=((70,), (3,)), max_episode_steps=80)
-        env.render = lambda index, env=env: np.full((8, 8, 3), int(env._state["elapsed"][index]), np.uint8)  # type: ignore
+        env.render = lambda index, size, camera, env=env: np.full(
+            (8, 8, 3), int(env._state["elapsed"][index]), np.uint8
+        )  # type: ignore
         play_rate, play.steps_per_second = play.steps_per_second, lambda env, rate=rate: rate
         try:
             film = play.Film(env, play.Args("x"))
@@ -552,12 +555,12 @@ def test_what_a_renderer_says_becomes_one_line(run_dir: Path, capsys: pytest.Cap
             film.shoot(*env.reset())
         return str(refusal.value)
 
-    def broken(index: int) -> None:
+    def broken(*_: Any) -> None:
         raise RuntimeError("no\nscreen")
 
     assert film_of(broken) == "--video of PointMass-v0 by torch is not possible: no screen"
-    assert "returned object of shape ()" in film_of(lambda index: None)
-    assert "returned float64 of shape (2, 2, 3)" in film_of(lambda index: np.zeros((2, 2, 3)))
+    assert "returned object of shape ()" in film_of(lambda *_: None)
+    assert "returned float64 of shape (2, 2, 3)" in film_of(lambda *_: np.zeros((2, 2, 3)))
 
 
 # ---- films of simulators ---------------------------------------------------------------------------------------------
@@ -589,17 +592,22 @@ def test_late_opengl_is_refused_instead_of_ending_the_process(monkeypatch: pytes
         pytest.skip("of Linux")
     monkeypatch.setenv("MUJOCO_GL", "egl")
     monkeypatch.setitem(sys.modules, "envpool.mujoco.mujoco_dmc_envpool", ModuleType("x"))
-    play.prepare_gl.cache_clear()
-    assert "a process of its own" in play.prepare_gl()
+    pictures.prepare_gl.cache_clear()
+    assert "a process of its own" in pictures.prepare_gl()
     for name in [name for name in sys.modules if name.startswith("envpool.mujoco.") and name.endswith("_envpool")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(play.ctypes, "CDLL", lambda *_, **__: (_ for _ in ()).throw(OSError("libEGL.so.1: not found")))
-    play.prepare_gl.cache_clear()
-    assert play.prepare_gl().startswith("libEGL.so.1: not found; apt install")
-    play.prepare_gl.cache_clear()
+    monkeypatch.setattr(
+        pictures.ctypes, "CDLL", lambda *_, **__: (_ for _ in ()).throw(OSError("libEGL.so.1: not found"))
+    )
+    pictures.prepare_gl.cache_clear()
+    assert pictures.prepare_gl().startswith("libEGL.so.1: not found; apt install")
+    pictures.prepare_gl.cache_clear()
 
 
-MUJOCO = ["WalkerWalk-v1 --backend envpool", "HalfCheetah-v5 --backend gymnasium"]
+MUJOCO = [
+    f"{task} --backend {backend}"
+    for task, backend in (("WalkerWalk-v1", "envpool"), ("HalfCheetah-v5", "gymnasium"), ("HalfCheetah-v5", "mjwarp"))
+]
 no_egl = sys.platform.startswith("linux") and find_library("EGL") is None
 
 
@@ -608,7 +616,7 @@ no_egl = sys.platform.startswith("linux") and find_library("EGL") is None
 @pytest.mark.parametrize("task", MUJOCO)
 def test_mujoco_is_filmed_without_a_display(task: str, run_dir: Path) -> None:
     name, _, backend = task.split()
-    if importlib.util.find_spec(backend) is None:
+    if backend not in envs.backends():
         pytest.skip(f"{backend} is missing")
     words = (
         f"--env-id {task} --policy random --video --video-seconds 0.4 --video-size 96 64 --max-steps 20 --episodes 2"
@@ -624,7 +632,7 @@ def test_mujoco_is_filmed_without_a_display(task: str, run_dir: Path) -> None:
         y, x = np.nonzero((frame[..., 0] > 110) & (frame[..., 0].astype(int) - frame[..., 2] > 45))
         assert 15 < len(x) < 2_000 and 10 < x.mean() < 86 and 8 < y.mean() < 56
     assert (frames[0] != frames[-1]).any()
-    if backend == "gymnasium":
+    if backend != "envpool":
         return
     # And where there is no driver, one line; MuJoCo would end the process.
     blind = subprocess.run(

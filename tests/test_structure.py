@@ -93,6 +93,7 @@ def imports(code: ast.AST, lazy: bool = False) -> Iterator[Import]:
         yield from imports(node, inside)
 
 
+COMMON = {"envs.host": "what engines on the CPU share", "envs.pictures": "what those share that MuJoCo draws"}
 ALSO = {"envs.mjwarp": {"mujoco"}}  # packages of other adapters that one needs too: MuJoCo makes the models
 SIMULATORS = set(ADAPTERS.values()) - {"torch"} | {
     *("ale_py", "brax", "dm_control", "genesis", "gymnasium_robotics", "isaaclab", "isaacgym", "jax", "mani_skill"),
@@ -135,18 +136,19 @@ def allows_own(module: str, target: str) -> bool:
     package, into = module.partition(".")[0], target.partition(".")[0]
     if package == "networks":
         return into == "networks" and level(target) < level(module) and "." in module
-    if adapter := adapter_of(module):  # envs.host has what engines on the CPU share
-        return target in ("envs.base", "envs.host") or adapter_of(target) == adapter
-    if module == "envs.host":
-        return target == "envs.base"
+    if adapter := adapter_of(module):
+        return target in ("envs.base", "envs.families", *COMMON) or adapter_of(target) == adapter
+    if module in COMMON:
+        return target in ("envs.base", *COMMON)
     if package == "envs":
         return module != "envs.base" and target in ("envs", "envs.base")
     if module in SHARED:
         return target in ("envs.base", "envs.families") or target in SHARED
     if package == "agents":
         usable = [*SHARED, *(AGENTS if module in VERBS else [])]
-        return into == "networks" or target in ("envs", "envs.base", "envs.families") or target in usable
-    return into == "benchmarks" or target == "agents.config" or module == "benchmarks.speed"
+        return into == "networks" or target in ("envs", "envs.base", "envs.families", "envs.pictures", *usable)
+    timing = ("benchmarks.speed", "benchmarks.simulators")
+    return into == "benchmarks" or target == "agents.config" or module in timing
 
 
 def allows(module: str, target: str, lazy: bool) -> bool:
@@ -157,7 +159,8 @@ def allows(module: str, target: str, lazy: bool) -> bool:
     if root in sys.stdlib_module_names:
         return True
     if is_simulator(target):
-        return lazy and adapter is not None and root not in others(adapter)
+        drawing = module == "envs.pictures" and root == "mujoco"
+        return lazy and (drawing or (adapter is not None and root not in others(adapter)))
     if package == "networks":
         return root in ("torch", "tensordict")
     if package == "envs":
