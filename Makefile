@@ -1,7 +1,8 @@
-# make train   set up .venv and train FastTD3 with SEM on the default task, about five minutes on two cores
-# make test    set up .venv and run every test
-# make lint    format check, linter, type checker
-# make help    this list
+# make train     set up .venv and train FastTD3 with SEM on the default task, about five minutes on two cores
+# make test      set up .venv and run every test
+# make test-all  the same with mjlab and MuJoCo Playground, which are large
+# make lint      format check, linter, type checker
+# make help      this list
 
 PYTHON ?= python3
 VENV   := .venv
@@ -10,15 +11,19 @@ READY  := $(VENV)/.ready
 # More flags for the training run, e.g.  make train ARGS="--seed 2 --no-sem-critic"
 ARGS   ?=
 
-.PHONY: help train test lint format clean
+.PHONY: help train test test-all lint format clean
 
 help:
-	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '/^#/!q; s/^# //p' $(firstword $(MAKEFILE_LIST))
 
 train: $(READY)
 	$(BIN)/python agents/fasttd3.py --sem $(ARGS)
 
 test: $(READY)
+	$(BIN)/python -m pytest
+
+test-all: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --constraint constraints-extra.txt --editable '.[dev,mjlab,playground]'
 	$(BIN)/python -m pytest
 
 lint: $(READY)

@@ -681,7 +681,7 @@ def train(
                 score = evaluate(agent.act, eval_env, seed=eval_seed)
             run.log(frames, {f"eval/{name}": value for name, value in score.items()})
         if args.log_every and (last or crossed(args.log_every, frames, env.num_envs)):
-            metrics = {**stats.summary(), "charts/SPS": run.sps(frames), **run.timer.read()}
+            metrics = {**stats.summary(), **env.summary(), "charts/SPS": run.sps(frames), **run.timer.read()}
             run.log(frames, {**metrics, **(agent.report(batch) if batch is not None else {})})
         run.progress(frames)
         if last or run.stop_signal or crossed(args.save_every, frames, env.num_envs):
@@ -726,7 +726,7 @@ def describe(run: Run[Args], replay: ReplayBuffer) -> None:
         "task": f"{args.env_id}, {args.num_envs} environments, {args.total_timesteps:,} frames",
         "size": f"{args.size}: actor {args.actor_hidden}, critics {args.critic_hidden}, batch {args.batch_size:,}",
         block: f"actor {actor_sem or 'off'}, critics {critic_sem or 'off'}",
-        "learner": f"{args.device}, {torch.get_num_threads()} threads, "
+        "learner": f"{args.device}, threads {torch.get_num_threads()}, "
         + ("bfloat16" if args.amp == "bfloat16" else "float32")
         + (", compiled" if args.compile else ""),
         "replay": f"{replay.storage.bytes() / 2**20:,.0f} MiB for {args.buffer_size:,} transitions on {replay.device}",

@@ -71,7 +71,7 @@ class Task:
 
 
 TASKS = {
-    "atari": Task("PPO", "Pong-v5", 8, (512,), (8, 64, 8, 64), 128, 4, 4, images=True),
+    "atari": Task("PPO", "Pong-v5", 8, (512,), (64, 8, 64, 8), 128, 4, 4, images=True),
     "cheetah": Task("PPO", "HalfCheetah-v5", 16, (64, 64), (2, 32, 2, 32), 128, 32, 10),
     "sac": Task("SAC", "HalfCheetah-v5", 16, (256, 256), (4, 64, 4, 64), batch_size=256, num_updates=4),
 }

@@ -30,6 +30,8 @@ class Backend(NamedTuple):
     """how to get that"""
     twin: str = ""
     """another backend with the same tasks, which tells what they look like where making one takes minutes"""
+    gpu: bool = False
+    """whether it simulates on a GPU, and so comes first there"""
 
 
 BACKENDS = {  # in the order in which "auto" tries them
@@ -37,7 +39,15 @@ BACKENDS = {  # in the order in which "auto" tries them
     "humanoidbench": Backend("envs.humanoidbench", "mujoco", "pip install mujoco"),
     "envpool": Backend("envs.envpool", "envpool", "pip install envpool"),
     "gymnasium": Backend("envs.gymnasium", "gymnasium", 'pip install "gymnasium[mujoco]"'),
-    "mjwarp": Backend("envs.mjwarp", "mujoco_warp", "pip install 'semrl[mjwarp]'", "gymnasium"),  # first on a GPU
+    "mjwarp": Backend("envs.mjwarp", "mujoco_warp", "pip install 'semrl[mjwarp]'", "gymnasium", gpu=True),
+    "playground": Backend(
+        "envs.playground", "mujoco_playground", "pip install 'semrl[playground]'", "envpool", gpu=True
+    ),
+    "mjlab": Backend("envs.mjlab", "mjlab", "pip install 'semrl[mjlab]'", gpu=True),
+    "isaaclab": Backend("envs.isaaclab", "isaaclab", "see https://isaac-sim.github.io/IsaacLab", gpu=True),
+    "upstream": Backend(
+        "envs.humanoidbench_upstream", "humanoid_bench", "see github.com/carlosferrazza/humanoid-bench"
+    ),
 }
 
 
@@ -86,7 +96,7 @@ def make(
         num_envs: N, at least 1.
         seed: of the run, at least 0. Neighbouring seeds share no random streams.
         device: where actions come from and tensors go to.
-        backend: "auto" takes the first of `backends()` that has the task; on a GPU, mjwarp before all others.
+        backend: "auto" takes the first of `backends()` that has the task; on a GPU, those first that simulate there.
         options: go to the backend: `max_episode_steps`, and what the task has besides.
 
     Raises:
@@ -127,7 +137,7 @@ def _backend_of(task: str, backend: str, device: Device) -> str:
         elsewhere = [name for name in backends() if task in tasks(name)]
         if elsewhere:
             raise TaskError(f"the backend {backend} has no task {task!r}, but {elsewhere[0]} has it")
-    for name in sorted(backends(), key=lambda name: device.type == "cuda" and name != "mjwarp"):
+    for name in sorted(backends(), key=lambda name: device.type == "cuda" and not BACKENDS[name].gpu):
         if task in tasks(name):
             return name
     near = nearest(task, (known for name in backends() for known in tasks(name)))

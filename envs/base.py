@@ -110,6 +110,13 @@ class VecEnv(ABC):
         """Wait for the step that `step_send` has started, and return it."""
         return self.step(self._sent)
 
+    def summary(self) -> dict[str, float | Tensor]:
+        """Return what the simulator itself reports of episodes that have ended since the last call, by TensorBoard tag.
+
+        Numbers or tensors of one element on the device; agents log them beside their own.
+        """
+        return {}
+
     def render(self, index: int = 0, size: tuple[int, int] | None = None, camera: int | None = None) -> np.ndarray:
         """Return a picture [H, W, 3] uint8 of one environment as it is: what it has just returned as `obs`.
 

@@ -93,8 +93,12 @@ def imports(code: ast.AST, lazy: bool = False) -> Iterator[Import]:
         yield from imports(node, inside)
 
 
-COMMON = {"envs.host": "what engines on the CPU share", "envs.pictures": "what those share that MuJoCo draws"}
-ALSO = {"envs.mjwarp": {"mujoco"}}  # packages of other adapters that one needs too: MuJoCo makes the models
+COMMON = ("envs.host", "envs.managed", "envs.pictures")  # what several adapters share
+ALSO = {  # packages of other adapters that one needs too
+    "envs.mjwarp": {"mujoco"},
+    "envs.isaaclab": {"gymnasium"},
+    "envs.humanoidbench_upstream": {"gymnasium", "mujoco"},
+}
 SIMULATORS = set(ADAPTERS.values()) - {"torch"} | {
     *("ale_py", "brax", "dm_control", "genesis", "gymnasium_robotics", "isaaclab", "isaacgym", "jax", "mani_skill"),
     *("metaworld", "mjlab", "mujoco", "mujoco_playground", "mujoco_warp", "newton", "warp"),
@@ -123,7 +127,9 @@ def level(module: str) -> int:
 
 def adapter_of(module: str) -> str | None:
     """Return the adapter that a module is or is a part of, as `envs.humanoidbench_tasks` is of `envs.humanoidbench`."""
-    return next((name for name in ADAPTERS if module == name or module.startswith(f"{name}_")), None)
+    if module in ADAPTERS:
+        return module
+    return next((name for name in ADAPTERS if module.startswith(f"{name}_")), None)
 
 
 def others(adapter: str) -> set[str]:
@@ -147,8 +153,8 @@ def allows_own(module: str, target: str) -> bool:
     if package == "agents":
         usable = [*SHARED, *(AGENTS if module in VERBS else [])]
         return into == "networks" or target in ("envs", "envs.base", "envs.families", "envs.pictures", *usable)
-    timing = ("benchmarks.speed", "benchmarks.simulators")
-    return into == "benchmarks" or target == "agents.config" or module in timing
+    users = ("benchmarks.speed", "benchmarks.simulators", "benchmarks.nonstationary")  # of networks and environments
+    return into == "benchmarks" or target == "agents.config" or module in users
 
 
 def allows(module: str, target: str, lazy: bool) -> bool:
