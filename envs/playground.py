@@ -9,6 +9,7 @@ rollout; on a GPU they do not, since sums there have no order.
 
 import json
 import os
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -332,6 +333,7 @@ def load() -> tuple[Any, Any, Any]:
         TaskError: a package is missing, or they do not fit together.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else JAX takes most of a GPU from torch
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  some import draws from both
     try:
         import jax
         from mujoco_playground import registry
@@ -340,6 +342,9 @@ def load() -> tuple[Any, Any, Any]:
         _ = mjx_env.MENAGERIE_PATH  # private, and what `robots` needs
     except Exception as error:  # what a wrong version raises is often no ImportError
         raise TaskError(f"MuJoCo Playground cannot be used ({one_line(error)}; {versions()}): {INSTALL}") from error
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
     return jax, registry, mjx_env
 
 

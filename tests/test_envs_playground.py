@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -453,6 +454,18 @@ def test_jax_takes_memory_as_it_needs_it(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_adapter_itself_imports_no_simulator() -> None:
     code = "import sys, envs.playground; sys.exit(bool({'jax', 'mujoco', 'mujoco_playground'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@needs_playground
+def test_to_import_it_draws_from_no_global_generator() -> None:
+    code = """
+        from envs.check import random_states
+        from envs import playground
+        before = random_states()
+        playground.make("CartpoleBalance-v1", 2, 0, __import__("torch").device("cpu"))
+        assert random_states() == before
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT)
 
 
 @needs_playground
