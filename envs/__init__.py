@@ -9,7 +9,8 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-# By name: importing the submodules envs.torch and envs.gymnasium writes these two names into this very namespace.
+# By name: importing the submodules envs.torch and envs.gymnasium writes these two names into this very namespace; for
+# the same reason nothing here calls `list`.
 from gymnasium.spaces import Box, Discrete
 from torch import device as Device
 from torch import empty
@@ -125,7 +126,7 @@ def nearest(task: str, names: Iterable[str], count: int = 5) -> list[str]:
     key = task.lower()
     keys = [key] if key in by_key else get_close_matches(key, by_key, count, cutoff=0.6)
     keys = keys or [known for known in by_key if key and key in known]
-    return list(dict.fromkeys(name for key in keys for name in by_key[key]))[:count]
+    return [*dict.fromkeys(name for key in keys for name in by_key[key])][:count]
 
 
 def _backend_of(task: str, backend: str, device: Device) -> str:
@@ -134,16 +135,24 @@ def _backend_of(task: str, backend: str, device: Device) -> str:
         # Gymnasium has ids of its own with a colon, which only the module in front of it registers.
         if task in tasks(backend) or ":" in task:
             return backend
-        elsewhere = [name for name in backends() if task in tasks(name)]
+        elsewhere = [name for name in backends() if task in _usable(name)]
         if elsewhere:
             raise TaskError(f"the backend {backend} has no task {task!r}, but {elsewhere[0]} has it")
     for name in sorted(backends(), key=lambda name: device.type == "cuda" and not BACKENDS[name].gpu):
-        if task in tasks(name):
+        if task in _usable(name):
             return name
-    near = nearest(task, (known for name in backends() for known in tasks(name)))
+    near = nearest(task, (known for name in backends() for known in _usable(name)))
     hint = f"did you mean {', '.join(near)}?" if near else "`python -m envs` lists all"
     missing = [f"{name} is not installed and may have it: {BACKENDS[name].install}" for name in _missing()]
     raise TaskError("; ".join([f"no task is called {task!r}, {hint}", *missing]))
+
+
+def _usable(backend: str) -> list[str]:
+    """All names that a backend can make; none where it is installed but broken: the others are not."""
+    try:
+        return tasks(backend)
+    except TaskError:
+        return []
 
 
 def _missing() -> list[str]:

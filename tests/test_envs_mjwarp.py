@@ -542,7 +542,8 @@ def test_versions_that_do_not_fit_are_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_gpu_prefers_this_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(envs, "find_spec", lambda name: True)
+    optional = ("mujoco_playground", "mjlab", "isaaclab", "humanoid_bench")
+    monkeypatch.setattr(envs, "find_spec", lambda name: name not in optional)
     gpu = torch.device("cuda:0")
     assert envs._backend_of("Hopper-v5", "auto", gpu) == "mjwarp"
     assert envs._backend_of("Hopper-v5", "gymnasium", gpu) == "gymnasium"

@@ -655,3 +655,18 @@ def test_listing_is_short_for_the_package() -> None:
     command = f"{sys.executable} -m envs pointmass --backend torch | head -1"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["task", "backend", "observation", "action", "steps"] and not done.stderr
+
+
+def test_a_broken_backend_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tasks(backend: str) -> list[str]:
+        if backend == "playground":
+            raise TaskError("broken")
+        return {"torch": ALL, "envpool": ["WalkerWalk-v1"]}.get(backend, [])
+
+    monkeypatch.setattr(envs, "find_spec", lambda name: True)
+    monkeypatch.setattr(envs, "tasks", tasks)
+    assert envs._backend_of("WalkerWalk-v1", "auto", torch.device("cuda:0")) == "envpool"
+    with pytest.raises(TaskError, match="no task is called 'WalkerWalk-v9', did you mean WalkerWalk-v1"):
+        envs._backend_of("WalkerWalk-v9", "auto", CPU)
+    with pytest.raises(TaskError, match="broken"):
+        envs._backend_of("WalkerWalk-v1", "playground", CPU)
