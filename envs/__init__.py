@@ -142,9 +142,13 @@ def _backend_of(task: str, backend: str, device: Device) -> str:
         if task in _usable(name):
             return name
     near = nearest(task, (known for name in backends() for known in _usable(name)))
-    hint = f"did you mean {', '.join(near)}?" if near else "`python -m envs` lists all"
-    missing = [f"{name} is not installed and may have it: {BACKENDS[name].install}" for name in _missing()]
-    raise TaskError("; ".join([f"no task is called {task!r}, {hint}", *missing]))
+    hint = f"did you mean {', '.join(near)}?" if near else "`python -m envs.list` lists all"
+    missing = _missing()
+    if len(missing) == 1:
+        hint += f"; {missing[0]} is not installed and may have it: {BACKENDS[missing[0]].install}"
+    elif missing:
+        hint += f"; not installed here are {', '.join(missing)} (`python -m envs.list` says how they are)"
+    raise TaskError(f"no task is called {task!r}, {hint}")
 
 
 def _usable(backend: str) -> list[str]:
