@@ -1,6 +1,6 @@
 """The SEM paper's toy: a classifier whose labels are drawn anew every few epochs, as a critic's targets move.
 
-    python benchmarks/nonstationary.py --out toy                             # digits, about a minute
+    python benchmarks/nonstationary.py --out toy                             # digits, about two minutes
     python benchmarks/nonstationary.py --arms stationary relu sem layernorm narrow single --out toy
     python benchmarks/nonstationary.py --cifar cifar-10-batches-bin --out toy --device cuda
 
