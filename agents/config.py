@@ -14,11 +14,12 @@ import re
 import signal
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import MISSING, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any, Generic, Literal, NamedTuple, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
@@ -58,8 +59,6 @@ def parse(args_class: type[T], presets: Presets[T] | None = None, argv: Sequence
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     given = _scan(args_class, argv)
-    if {"-h", "--help"} & set(argv) and hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends without a traceback
     if presets is None:
         return Parsed(_tyro(args_class, argv, given), [], set(given))
     asked = _tyro(args_class, [token for token in argv if token not in ("-h", "--help")], given)
@@ -198,7 +197,7 @@ def _tyro(
         options["description"] = f"{args_class.__doc__}\n\nPresets in effect: {', '.join(names)}."
     box = io.StringIO()
     try:
-        with redirect_stderr(box):
+        with redirect_stderr(box), _reader_may_leave(argv):
             args = tyro.cli(args_class, args=argv, **options)
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -213,6 +212,20 @@ def _tyro(
         if any(isinstance(part, int) and abs(part) >= 1 << 63 for part in parts):
             fail(f"{_flag(name)} {' '.join(given[name])}: must be below 2^63")
     return args
+
+
+@contextmanager
+def _reader_may_leave(argv: Sequence[str]) -> Iterator[None]:
+    """Let `--help | head` end without a traceback, and leave all else as it was."""
+    if not ({"-h", "--help"} & set(argv) and hasattr(signal, "SIGPIPE") and current_thread() is main_thread()):
+        yield
+        return
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        signal.signal(signal.SIGPIPE, before)
 
 
 def _unbox(box: str, hints: Mapping[str, Any], given: Mapping[str, list[str]]) -> str:

@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -305,3 +306,11 @@ def test_lists_have_words_and_numbers_are_finite(capsys: pytest.CaptureFixture[s
     assert "expected a list" in refused(capsys, "--" + listed.replace("_", "-"))
     for value in ("inf", "-inf", "nan"):
         assert "must be finite" in refused(capsys, "--lr", value)
+
+
+def test_help_leaves_the_signals_as_they_were(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGPIPE)
+    with pytest.raises(SystemExit) as stop:
+        config.parse(Args, argv=["--help"])
+    assert stop.value.code == 0 and capsys.readouterr().out
+    assert signal.getsignal(signal.SIGPIPE) == before != signal.SIG_DFL
