@@ -48,7 +48,7 @@ from agents.trained import RATES, agent_module, look_up, settings, trained_polic
 from envs.base import VecEnv, spawn_seeds
 from networks.actors import Categorical
 from networks.bottlenecks import VQ
-from networks.layers import BatchedLayerNorm, BatchedLinear
+from networks.layers import BatchedLayerNorm, BatchedLinear, layer_norm
 from networks.normalize import RunningNorm
 from networks.sem import SEM
 
@@ -213,7 +213,7 @@ def first_copy(network: nn.Module) -> nn.Module:
         plain: nn.Module = nn.Linear(network.weight.shape[1], network.weight.shape[2])
         state = {"weight": network.weight[0].T, "bias": network.bias[0, 0]}
     elif isinstance(network, BatchedLayerNorm):
-        plain = nn.LayerNorm(network.weight.shape[-1], network.eps)
+        plain = layer_norm(network.weight.shape[-1], None)
         state = {"weight": network.weight[0, 0], "bias": network.bias[0, 0]}
     else:
         return network

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NORM_EPS = 1e-5
+"""What every LayerNorm adds to the variance"""
+
 
 class BatchedLinear(nn.Module):
     """Q affine maps at once: [B, in] or [Q, B, in] to [Q, B, out].
@@ -36,15 +39,14 @@ class BatchedLinear(nn.Module):
 class BatchedLayerNorm(nn.Module):
     """Layer normalisation over the last dimension with a gain and a bias of its own for each of Q copies: [Q, B, D]."""
 
-    def __init__(self, features: int, copies: int, eps: float = 1e-5) -> None:
+    def __init__(self, features: int, copies: int) -> None:
         super().__init__()
-        self.eps = eps
         self.weight = nn.Parameter(torch.ones(copies, 1, features))
         self.bias = nn.Parameter(torch.zeros(copies, 1, features))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [Q, B, D]."""
-        return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:], eps=self.eps), self.weight)
+        return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), self.weight)
 
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""
@@ -58,7 +60,7 @@ def linear(in_features: int, out_features: int, copies: int | None) -> nn.Module
 
 def layer_norm(features: int, copies: int | None) -> nn.Module:
     """Return one affine layer normalisation, or Q of them where `copies` is given."""
-    return nn.LayerNorm(features) if copies is None else BatchedLayerNorm(features, copies)
+    return nn.LayerNorm(features, NORM_EPS) if copies is None else BatchedLayerNorm(features, copies)
 
 
 def orthogonal_(module: nn.Module, gain: float) -> None:

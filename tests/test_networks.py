@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -104,6 +105,66 @@ def test_sem_equals_torch_modules_forward_and_backward() -> None:
     expected = gradients((literal(x) * weight).sum(), literal)
     for gradient, reference in zip(gradients((block(x) * weight).sum(), block), expected, strict=True):
         assert torch.equal(gradient, reference) and gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("rows", [2, 1024])  # of 256 features: composed of torch's kernels, and in one
+@pytest.mark.parametrize("spread", [1.0, 30.0])  # of gains and biases: no maximum is subtracted, and one is
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("copies", [None, Q])
+def test_block_on_a_cpu_equals_norm_and_softmax_in_float64(
+    rows: int, spread: float, learned: bool, copies: int | None
+) -> None:
+    torch.manual_seed(0)
+    block = shake(SEM(5, SEMConfig(4, 64, 0.7, learned), copies))
+    with torch.no_grad():
+        block.norm.weight *= spread
+        block.norm.bias *= spread
+    x = torch.randn(*([] if copies is None else [copies]), rows, 5, requires_grad=True)
+    weight = torch.randn(*x.shape[:-1], 256)
+    out = block(x)
+    actual = gradients((out * weight).sum(), x, block)
+
+    exact = deepcopy(block).double()
+    x64 = x.detach().double().requires_grad_()
+    normed = F.layer_norm(exact.linear(x64), [256], eps=1e-5) * exact.norm.weight + exact.norm.bias
+    codes = torch.softmax((normed / exact.temperature).unflatten(-1, (4, 64)), -1).flatten(-2)
+    torch.testing.assert_close(out.double(), codes, atol=2e-6 * spread, rtol=0)
+    for mine, reference in zip(actual, gradients((codes * weight).sum(), x64, exact), strict=True):
+        assert reference.abs().max() > 0
+        assert (mine - reference).abs().max() < 1e-4 * spread * reference.abs().max()  # logits of 300 lose digits
+
+
+def test_block_on_a_cpu_under_autocast_is_within_bfloat16_of_itself() -> None:
+    torch.manual_seed(0)
+    block = shake(SEM(5, SEMConfig(4, 64), 2))
+    x, weight = torch.randn(2, 1024, 5, requires_grad=True), torch.randn(2, 1024, 256)
+    plain = gradients((block(x) * weight).sum(), x, block)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = block(x)
+        low = gradients((out * weight).sum(), x, block)
+    assert (out - block(x)).abs().max() < 0.1
+    for a, b in zip(low, plain, strict=True):
+        assert a.dtype == torch.float32 and (a - b).norm() < 0.03 * b.norm()
+
+
+def test_gradients_by_the_input_alone() -> None:
+    torch.manual_seed(0)
+    block = shake(SEM(5, SEMConfig(4, 64), 2))
+    x, weight = torch.randn(2, 1024, 5, requires_grad=True), torch.randn(2, 1024, 256)
+    (expected, *_) = gradients((block(x) * weight).sum(), x, block)
+    block.requires_grad_(False)
+    assert torch.equal(gradients((block(x) * weight).sum(), x)[0], expected)
+
+
+def test_rows_do_not_depend_on_the_way_they_are_computed() -> None:
+    torch.manual_seed(0)
+    block = shake(SEM(5, SEMConfig(4, 64)))
+    x = torch.randn(1024, 5)
+    pieces = torch.cat([block(piece) for piece in x.split(2)])
+    torch.testing.assert_close(block(x), pieces, atol=1e-6, rtol=1e-5)
+    compiled = simplicial(block.norm(block.linear(x)), 4)  # what a compiler and a GPU get
+    torch.testing.assert_close(block(x), compiled, atol=1e-6, rtol=1e-5)
+    assert block(x[0]).shape == (256,) and block(x[None, None]).shape == (1, 1, 1024, 256)
 
 
 def test_copies_of_a_block_take_shared_or_separate_inputs() -> None:
