@@ -1,7 +1,8 @@
 """What a run goes on from: its settings and the states it saved, written all or nothing and verified when read.
 
 {run_dir}/config.json
-{run_dir}/checkpoints/step_000000300000/   {name}.pt, one per state, and meta.json with the SHA-256 of each
+{run_dir}/checkpoints/step_000000300000/   {name}.pt, one per state, and meta.json with the SHA-256 of each;
+                                           where several processes train, {name}.rank1.pt are the second one's
 """
 
 import errno
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from agents.config import checked
+from agents.ranks import ALONE, Ranks
 
 SCHEMA = 3  # of what agents save; 1 and 2 had optimiser states as torch.optim writes them
 
@@ -183,7 +185,9 @@ class Checkpoint(NamedTuple):
     path: Path
     step: int
     meta: dict[str, Any]
-    """step, wall_s, sha256 per file, metrics_bytes, schema"""
+    """step, wall_s, sha256 per file, metrics_bytes, schema, ranks: how many processes have written it"""
+    rank: int = 0
+    """of the process whose states are loaded"""
 
     def load(self, name: str, device: torch.device | str = "cpu") -> Any:
         """The state that was saved under this name, on a device.
@@ -192,13 +196,13 @@ class Checkpoint(NamedTuple):
             RunError: there is none of that name.
         """
         if not self.has(name):
-            raise RunError(f"{self.path} has no {name}.pt, only {', '.join(self.meta['sha256'])}")
+            raise RunError(f"{self.path} has no {state_file(name, self.rank)}, only {', '.join(self.meta['sha256'])}")
         with disk(f"read {self.path}"):
-            return torch.load(self.path / f"{name}.pt", map_location=device, weights_only=True)
+            return torch.load(self.path / state_file(name, self.rank), map_location=device, weights_only=True)
 
     def has(self, name: str) -> bool:
         """Whether a state was saved under this name."""
-        return f"{name}.pt" in self.meta["sha256"]
+        return state_file(name, self.rank) in self.meta["sha256"]
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -247,11 +251,13 @@ def newest_checkpoint(run_dir: Path) -> tuple[Checkpoint, list[str]]:
     raise CheckpointError("; ".join([*complaints, f"{run_dir} has no checkpoint to go on from"]))
 
 
-def write_checkpoint(run_dir: Path, step: int, states: Mapping[str, Any], meta: Mapping[str, Any], keep: int) -> Path:
+def write_checkpoint(
+    run_dir: Path, step: int, states: Mapping[str, Any], meta: Mapping[str, Any], keep: int, ranks: Ranks = ALONE
+) -> Path:
     """Write one checkpoint, all of it or nothing, then delete the oldest beyond `keep`.
 
     It is written beside its place, synchronised and renamed: after a kill at any moment the directories that are
-    called `step_*` are complete.
+    called `step_*` are complete. Of several processes, which call this together, each writes its own states.
 
     Raises:
         CheckpointError: the disk refuses. The checkpoints before it are intact.
@@ -263,25 +269,51 @@ def write_checkpoint(run_dir: Path, step: int, states: Mapping[str, Any], meta: 
     final = root / f"step_{step:012d}"
     temporary = root / f".tmp-{final.name}"
     intact = "".join(f"; {path.name} is intact" for path in step_dirs(run_dir)[-1:])
-    with disk(f"write {final}", CheckpointError, intact):
-        root.mkdir(exist_ok=True)
-        _remove_leftovers(root)
-        try:
+
+    def begin() -> None:
+        with disk(f"write {final}", CheckpointError, intact):
+            root.mkdir(exist_ok=True)
+            _remove_leftovers(root)
             temporary.mkdir()
-            sha256 = {f"{name}.pt": _save_state(temporary / f"{name}.pt", state) for name, state in states.items()}
+
+    def write() -> dict[str, str] | CheckpointError:
+        try:
+            with disk(f"write {final}", CheckpointError, intact):
+                files = {state_file(name, ranks.rank): state for name, state in states.items()}
+                return {name: _save_state(temporary / name, state) for name, state in files.items()}
+        except CheckpointError as error:  # the others want to know
+            return error
+
+    def end(sha256: Mapping[str, str]) -> None:
+        with disk(f"write {final}", CheckpointError, intact):
             write_json(temporary / "meta.json", {"schema": SCHEMA, "step": step, "sha256": sha256, **meta})
             _sync_dir(temporary)
             os.replace(temporary, final)
-        except BaseException:
+            _sync_dir(root)
+        with disk(f"delete old checkpoints in {root}", CheckpointError):
+            for path in step_dirs(run_dir)[:-keep]:
+                doomed = root / f".tmp-{path.name}"
+                os.replace(path, doomed)  # renamed first: half-deleted must not look like a checkpoint
+                shutil.rmtree(doomed)
+
+    try:
+        ranks.by_first(begin)
+        sha256: dict[str, str] = {}
+        for written in ranks.collect(write()):
+            if isinstance(written, CheckpointError):
+                raise written
+            sha256 |= written
+        ranks.by_first(lambda: end(sha256))
+    except BaseException:
+        if ranks.first:
             shutil.rmtree(temporary, ignore_errors=True)  # the error on its way up is the one that matters
-            raise
-        _sync_dir(root)
-    with disk(f"delete old checkpoints in {root}", CheckpointError):
-        for path in step_dirs(run_dir)[:-keep]:
-            doomed = root / f".tmp-{path.name}"
-            os.replace(path, doomed)  # renamed first: half-deleted must not look like a checkpoint
-            shutil.rmtree(doomed)
+        raise
     return final
+
+
+def state_file(name: str, rank: int) -> str:
+    """Return the name of the file that holds a state of one process."""
+    return f"{name}.rank{rank}.pt" if rank else f"{name}.pt"
 
 
 def clean_up(checkpoint: Checkpoint) -> None:

@@ -10,6 +10,7 @@ twice: once to learn what the presets depend on (task, size, device), once with 
 import difflib
 import io
 import math
+import os
 import re
 import signal
 import sys
@@ -107,8 +108,9 @@ def select(table: Iterable[Row], task: str, size: str) -> list[tuple[str, Overri
 
 
 def fail(message: str) -> NoReturn:
-    """Print `error: message` as one line on stderr and exit with status 2."""
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    """Print `error: message` as one line on stderr and exit with status 2. Of several processes, each says its own."""
+    rank = os.environ.get("RANK", "0") if "TORCHELASTIC_RUN_ID" in os.environ else "0"
+    print("error:" if rank == "0" else f"error in process {rank}:", " ".join(message.split()), file=sys.stderr)
     raise SystemExit(2)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.ranks import ALONE, Ranks
 from envs.base import Step, VecEnv
 
 CHECK_EVERY = 32
@@ -33,7 +34,8 @@ class EpisodeStats:
     All sums are float64, on the environments' device. An episode with a row that is not valid is dropped.
     """
 
-    def __init__(self, num_envs: int, device: torch.device | str) -> None:
+    def __init__(self, num_envs: int, device: torch.device | str, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         # of the episode under way: return, length, whether it has ever succeeded, whether at this step
         self._running = torch.zeros(4, num_envs, dtype=torch.float64, device=device)
         # since the last summary: sums of those over finished episodes, episodes, spoilt rows, lowest and highest return
@@ -72,14 +74,16 @@ class EpisodeStats:
     def summary(self) -> dict[str, float]:
         """Return the statistics since the last call, by their TensorBoard tags, in one transfer from the device.
 
+        They are those of all processes that train together; all call this.
+
         `charts/`: `episodes` (finished), and only if that is not 0 their mean `episodic_return`, its `_min` and `_max`,
         mean `episodic_length` in steps, and where the task reports success `success_rate`, the share of episodes that
         succeeded at any step, and `success_end`, at their last one. `health/nonfinite_transitions`: rows that the
         simulator has spoilt, each with its episode.
         """
-        totals = torch.cat(
-            [self._interval[:6].sum(1), self._interval[6].amin(0, True), self._interval[7].amax(0, True)]
-        )
+        sums = self._ranks.sum_(self._interval[:6].sum(1))
+        extremes = self._ranks.max_(torch.stack([-self._interval[6].amin(), self._interval[7].amax()]))
+        totals = torch.cat([sums, extremes * extremes.new_tensor([-1, 1])])
         returned, length, success, success_end, episodes, spoilt, low, high = totals.tolist()
         self._clear()
         out = {"charts/episodes": episodes, "health/nonfinite_transitions": spoilt}

@@ -33,6 +33,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -46,8 +47,9 @@ import envs
 from agents import config, machine
 from agents.checkpoint import Checkpoint, rng_state, set_rng_state
 from agents.episodes import EpisodeStats, evaluate
+from agents.ranks import ALONE, Ranks, join
 from agents.replay import ReplayBuffer
-from agents.run import Run, crossed, explain
+from agents.run import Run, crossed, explain, share_run
 from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import DMC, GYM_MUJOCO, HUMANOIDBENCH
 from networks.actors import SquashedGaussianActor
@@ -218,13 +220,14 @@ LOSSES = ("qf_loss", "actor_loss", "alpha_loss", "entropy")
 class FastSAC:
     """Networks, normalisers and optimisers of one agent, and the ways to change them."""
 
-    def __init__(self, args: Args, env: VecEnv) -> None:
+    def __init__(self, args: Args, env: VecEnv, ranks: Ranks = ALONE) -> None:
         if not isinstance(env.action_space, Box) or len(env.obs_space.shape) != 1:
             raise ValueError(
                 f"FastSAC needs continuous actions and observations that are vectors; {env.task} has "
                 f"{env.action_space} and observations of shape {env.obs_space.shape}: use agents/ppo.py"
             )
         self.args = args
+        self.ranks = ranks
         self.device = env.device
         obs_dim, critic_obs_dim = env.obs_space.shape[0], env.critic_obs_space.shape[0]
         self.num_envs, self.action_dim = env.num_envs, env.action_space.shape[0]
@@ -243,7 +246,8 @@ class FastSAC:
         self.obs_norm = RunningNorm(obs_dim) if args.obs_norm else nn.Identity()
         self.critic_obs_norm = RunningNorm(critic_obs_dim) if args.obs_norm and env.privileged else self.obs_norm
         g_max = min(abs(bound) for bound in (args.v_min, args.v_max) if bound != 0)
-        self.reward_scale = RewardScale(env.num_envs, args.gamma, g_max=g_max) if args.reward_norm else nn.Identity()
+        all_envs = env.num_envs * ranks.world
+        self.reward_scale = RewardScale(all_envs, args.gamma, g_max=g_max) if args.reward_norm else nn.Identity()
         self.modules = nn.ModuleDict(
             {
                 "actor": self.actor,
@@ -294,14 +298,15 @@ class FastSAC:
         """Learn the normalisers from a step."""
         self.learn_norms(step.obs, step.critic_obs)
         if isinstance(self.reward_scale, RewardScale):
-            self.reward_scale.update(step.reward, step.terminated | step.truncated)
+            done = self.ranks.gather(step.terminated | step.truncated)
+            self.reward_scale.update(self.ranks.gather(step.reward), done)
 
     def learn_norms(self, obs: Tensor, critic_obs: Tensor) -> None:
         """Learn the observation normalisers from collected observations [N, D] and [N, C]."""
         if isinstance(self.obs_norm, RunningNorm):
-            self.obs_norm.update(obs)
+            self.obs_norm.update(self.ranks.gather(obs))
         if isinstance(self.critic_obs_norm, RunningNorm) and self.critic_obs_norm is not self.obs_norm:
-            self.critic_obs_norm.update(critic_obs)
+            self.critic_obs_norm.update(self.ranks.gather(critic_obs))
 
     # ---- learning ----
 
@@ -402,7 +407,7 @@ class FastSAC:
 
     def _descend(self, name: str, loss: Tensor, network: Flat, optimizer: AdamW) -> None:
         """Take one optimiser step of one network; no other network gets a gradient."""
-        network.differentiate(loss)
+        self.ranks.mean_(network.differentiate(loss))
         if self.args.max_grad_norm > 0:
             network.clip(self.args.max_grad_norm)
         optimizer.step()
@@ -439,7 +444,7 @@ class FastSAC:
             next_action, next_log_prob = self.actor(batch["next_obs"]).sample()
         next_out = self.target(batch["next_critic_obs"], next_action)
         bonus = -self.log_alpha.exp() * next_log_prob
-        losses = self.loss_sum / self.loss_sum.new_tensor(self.loss_count).clamp(min=1)
+        losses = self.ranks.mean_(self.loss_sum) / self.loss_sum.new_tensor(self.loss_count).clamp(min=1)
         self.loss_sum.zero_()
         self.loss_count = [0, 0, 0, 0]
         return {
@@ -643,22 +648,26 @@ MUTABLE = ("total_timesteps", "quiet", "keep_checkpoints", "threads", "env_threa
 """settings that may be given anew when a run is resumed; any other would make it another run"""
 
 
-def build(args: Args) -> tuple[FastSAC, ReplayBuffer, VecEnv, VecEnv | None]:
+def build(args: Args, ranks: Ranks = ALONE) -> tuple[FastSAC, ReplayBuffer, VecEnv, VecEnv | None]:
     """Return agent, replay buffer, and the environments to train and to evaluate in: two instances.
 
     Raises:
         ValueError: the task, the device or the memory is not there, or the agent cannot learn the task.
     """
     machine.keep_freed_memory()
-    torch.set_num_threads(args.threads or machine.learner_threads(args.batch_size, args.critic_hidden))
+    num_envs = ranks.share("--num-envs", args.num_envs)
+    paying = machine.learner_threads(ranks.share("--batch-size", args.batch_size), args.critic_hidden)
+    torch.set_num_threads(args.threads or ranks.threads(paying))
     for seed in (random.seed, np.random.seed, torch.manual_seed):  # the first two for simulators that use them
         seed(args.seed)
+    device = ranks.device(args.device)
     options = {"num_threads": args.env_threads} if args.env_threads else {}
-    env = envs.make(args.env_id, args.num_envs, args.seed, args.device, args.backend, **options)
-    agent = FastSAC(args, env)
+    env = envs.make(args.env_id, num_envs, ranks.seed(args.seed), device, args.backend, **options)
+    agent = FastSAC(args, env, ranks)
+    ranks.part_ways(args.seed)
     replay = ReplayBuffer(
         env.num_envs,
-        math.ceil(args.buffer_size / env.num_envs) + 1,  # the open slot holds no transition
+        math.ceil(args.buffer_size / args.num_envs) + 1,  # the open slot holds no transition
         env.obs_space,
         env.critic_obs_space,
         env.action_space,
@@ -667,11 +676,11 @@ def build(args: Args) -> tuple[FastSAC, ReplayBuffer, VecEnv, VecEnv | None]:
         n_step=args.n_step,
         gamma=args.gamma,
         obs_dtype=getattr(torch, args.replay_dtype),
-        seed=spawn_seeds(args.seed, 1, "replay")[0],
+        seed=spawn_seeds(ranks.seed(args.seed), 1, "replay")[0],
     )
     eval_env = None
-    if args.eval_every:
-        eval_env = envs.make(args.env_id, args.eval_envs, args.seed, args.device, args.backend, **options)
+    if args.eval_every and ranks.first:
+        eval_env = envs.make(args.env_id, args.eval_envs, args.seed, device, args.backend, **options)
     return agent, replay, env, eval_env
 
 
@@ -680,7 +689,7 @@ def train(
 ) -> dict[str, float]:
     """Train until the frames are done or a signal asks to stop; returns the last evaluation, if there was one."""
     args = run.args
-    stats = EpisodeStats(env.num_envs, env.device)
+    stats = EpisodeStats(env.num_envs, env.device, run.ranks)
     describe(run, replay)
     frames = 0
     score: dict[str, float] = {}  # of the last evaluation
@@ -692,6 +701,7 @@ def train(
         frames = run.checkpoint.step
         obs, critic_obs, score = restore(run.checkpoint, agent, replay, stats, env)
     eval_seed = spawn_seeds(args.seed, 1, "evaluation")[0]
+    batch_size = run.ranks.share("--batch-size", args.batch_size)
     batch: TensorDict | None = None
 
     while frames < args.total_timesteps and not run.stop_signal:
@@ -702,11 +712,11 @@ def train(
             else:
                 action = agent.explore(obs)
             env.step_send(action)
-        if frames >= args.learning_starts and len(replay) > 0:
+        if frames >= args.learning_starts and run.ranks.all(len(replay) > 0):
             with run.timer("learn"):
                 agent.anneal(frames / args.total_timesteps)
                 for _ in range(args.num_updates):
-                    batch = replay.sample(args.batch_size)
+                    batch = replay.sample(batch_size)
                     agent.update(batch)
         with run.timer("env"):
             step = env.step_recv()
@@ -715,19 +725,19 @@ def train(
             agent.observe(step)
             stats.add(step)
         obs, critic_obs = step.obs, step.critic_obs
-        frames += env.num_envs
+        frames += args.num_envs
 
         # ---- once in a while ----
         last = frames >= args.total_timesteps
-        if eval_env is not None and (last or crossed(args.eval_every, frames, env.num_envs)):
+        if eval_env is not None and (last or crossed(args.eval_every, frames, args.num_envs)):
             with run.timer("eval"):
                 score = evaluate(agent.act, eval_env, seed=eval_seed)
             run.log(frames, {f"eval/{name}": value for name, value in score.items()})
-        if args.log_every and (last or crossed(args.log_every, frames, env.num_envs)):
+        if args.log_every and (last or crossed(args.log_every, frames, args.num_envs)):
             metrics = {**stats.summary(), **env.summary(), "charts/SPS": run.sps(frames), **run.timer.read()}
             run.log(frames, {**metrics, **(agent.report(batch) if batch is not None else {})})
         run.progress(frames)
-        if last or run.stop_signal or crossed(args.save_every, frames, env.num_envs):
+        if last or run.stop_signal or crossed(args.save_every, frames, args.num_envs):
             loop = {"obs": obs, "critic_obs": critic_obs, "env": env.state_dict(), "stats": stats.state_dict()}
             states = {"agent": agent.state_dict(), "loop": {**loop, "score": score, "rng": rng_state()}}
             run.save(frames, {**states, "replay": replay.state_dict()} if args.save_replay else states)
@@ -753,7 +763,8 @@ def restore(
         if not checkpoint.has("replay"):
             replay.start(obs, critic_obs)
     else:
-        obs, critic_obs = env.reset(seed=spawn_seeds(agent.args.seed, 1, f"resumed at {checkpoint.step}")[0])
+        seed = agent.ranks.seed(agent.args.seed)
+        obs, critic_obs = env.reset(seed=spawn_seeds(seed, 1, f"resumed at {checkpoint.step}")[0])
         replay.start(obs, critic_obs)
     set_rng_state(loop["rng"])
     return obs, critic_obs, loop["score"]
@@ -771,7 +782,8 @@ def describe(run: Run[Args], replay: ReplayBuffer) -> None:
         block: f"actor {actor_sem or 'off'}, critics {critic_sem or 'off'}",
         "learner": f"{args.device}, threads {torch.get_num_threads()}, "
         + ("bfloat16" if args.amp == "bfloat16" else "float32")
-        + (", compiled" if args.compile else ""),
+        + (", compiled" if args.compile else "")
+        + (f", one of {run.ranks.world} processes" if run.ranks.world > 1 else ""),
         "replay": f"{replay.storage.bytes() / 2**20:,.0f} MiB for {args.buffer_size:,} transitions on {replay.device}",
     }
     if not run.quiet:
@@ -783,12 +795,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = config.parse(Args, presets, argv)
     asked = parsed.args
     try:
+        ranks = join(machine.resolve_device(asked.device))
         if asked.resume is None:
             args = resolve(asked)
             if args.sem and not asked.sem and "sem" in parsed.explicit:
                 raise ValueError("--no-sem --bottleneck sem: --sem stands for --bottleneck sem, give one of them")
-            built = build(args)  # before there is a run directory: bad input leaves nothing behind
-            run = Run.start(
+            built = build(args, ranks)  # before there is a run directory: bad input leaves nothing behind
+            start = partial(
+                Run.start,
                 args,
                 root=args.run_root,
                 run_dir=args.run_dir,
@@ -796,16 +810,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                 mutable=MUTABLE,
                 keep=args.keep_checkpoints,
                 quiet=args.quiet,
+                world=ranks.world,
             )
+            run = share_run(ranks, start)
         else:
             given = {name: getattr(asked, name) for name in parsed.explicit - {"resume"}}
-            run = Run.resume(asked.resume, Args, overrides=given, mutable=MUTABLE, check=resolve, quiet=asked.quiet)
-            built = build(run.args)
+            rest: dict[str, Any] = {"mutable": MUTABLE, "check": resolve, "quiet": asked.quiet, "world": ranks.world}
+            run = share_run(ranks, partial(Run.resume, asked.resume, Args, overrides=given, **rest))
+            run.keep = run.args.keep_checkpoints
+            built = build(run.args, ranks)
         with run:
             score = train(run, *built)
             status = run.finish("interrupted" if run.stop_signal else "done", run.stop_signal or "", score)
     except (ValueError, RuntimeError, MemoryError) as error:
         config.fail(explain(error))
+    if not ranks.first:
+        return status
     if score:
         print(f"final evaluation  {score['episodic_return']:.1f} over {score['episodes']:.0f} episodes")
     print(f"run directory     {run.dir}")

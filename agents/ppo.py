@@ -31,6 +31,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -43,7 +44,8 @@ import envs
 from agents import config, machine
 from agents.checkpoint import Checkpoint, rng_state, set_rng_state
 from agents.episodes import EpisodeStats, evaluate
-from agents.run import Run, crossed, explain
+from agents.ranks import ALONE, Ranks, join
+from agents.run import Run, crossed, explain, share_run
 from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import ATARI, CLASSIC, DMC, GYM_MUJOCO, human_normalised
 from networks.actors import Categorical, CategoricalActor, Gaussian, GaussianActor
@@ -222,7 +224,8 @@ def divergence(log_ratio: Tensor) -> Tensor:
 class PPO:
     """Networks, normalisers and optimiser of one agent, and the ways to change them."""
 
-    def __init__(self, args: Args, env: VecEnv) -> None:
+    def __init__(self, args: Args, env: VecEnv, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self.device = env.device
         self.images = len(env.obs_space.shape) > 1
         if args.amp == "auto":  # small layers gain nothing, and the ratio of two policies is a small difference
@@ -263,7 +266,8 @@ class PPO:
         normalise = args.obs_norm and not self.images
         self.obs_norm = RunningNorm(obs_dim) if normalise else nn.Identity()
         self.critic_obs_norm = RunningNorm(critic_obs_dim) if normalise and env.privileged else self.obs_norm
-        self.reward_scale = RewardScale(env.num_envs, args.gamma, g_max=math.inf) if args.reward_norm else nn.Identity()
+        all_envs = env.num_envs * ranks.world
+        self.reward_scale = RewardScale(all_envs, args.gamma, g_max=math.inf) if args.reward_norm else nn.Identity()
         self.modules = nn.ModuleDict(
             {
                 "trunk": self.trunk,
@@ -343,12 +347,13 @@ class PPO:
     def observe(self, steps: Sequence[Step]) -> None:
         """Learn the normalisers from the steps of a rollout."""
         if isinstance(self.obs_norm, RunningNorm):
-            self.obs_norm.update(torch.cat([step.obs for step in steps]))
+            self.obs_norm.update(self.ranks.gather(torch.cat([step.obs for step in steps])))
         if isinstance(self.critic_obs_norm, RunningNorm) and self.critic_obs_norm is not self.obs_norm:
-            self.critic_obs_norm.update(torch.cat([step.critic_obs for step in steps]))
+            self.critic_obs_norm.update(self.ranks.gather(torch.cat([step.critic_obs for step in steps])))
         if isinstance(self.reward_scale, RewardScale):
-            done = torch.stack([step.terminated | step.truncated for step in steps])
-            self.reward_scale.update(torch.stack([step.reward for step in steps]), done)
+            done = torch.stack([step.terminated | step.truncated for step in steps], 1)  # [N, T]
+            reward = torch.stack([step.reward for step in steps], 1)
+            self.reward_scale.update(self.ranks.gather(reward).T, self.ranks.gather(done).T)
 
     # ---- learning ----
 
@@ -395,8 +400,8 @@ class PPO:
                     self.flat.clip(args.max_grad_norm)
                 self.optimizer.step()
                 if args.lr_schedule == "adaptive":
-                    self.follow((divergence(seen[-1].log_ratio) * batch["weight"]).sum())
-            losses = self.losses(columns, Seen(*map(torch.stack, zip(*seen, strict=True))))
+                    self.follow(self.ranks.sum_((divergence(seen[-1].log_ratio) * batch["weight"]).sum()))
+            losses = self.ranks.sum_(self.losses(columns, Seen(*map(torch.stack, zip(*seen, strict=True)))))
             self.loss_sum += losses.sum(0)
             self.loss_count += len(seen)
             if args.target_kl > 0 and losses[-1, LOSSES.index("approx_kl")] > args.target_kl:
@@ -411,10 +416,11 @@ class PPO:
         """
         args, clip = self.args, self.args.clip_coef
         valid, advantage, value = columns["valid"], columns["advantage"], columns["value"]
-        weight = valid / valid.sum(-1, keepdim=True).clamp(min=1)
+        total = self.ranks.sum_
+        weight = valid / total(valid.sum(-1, keepdim=True)).clamp(min=1)
         if args.norm_adv:
-            centred = advantage - (weight * advantage).sum(-1, keepdim=True)
-            advantage = centred / ((weight * centred.square()).sum(-1, keepdim=True).sqrt() + 1e-8)
+            centred = advantage - total((weight * advantage).sum(-1, keepdim=True))
+            advantage = centred / (total((weight * centred.square()).sum(-1, keepdim=True)).sqrt() + 1e-8)
         bounds = {"bound": advantage + clip * advantage.abs(), "low": value - clip, "high": value + clip}
         by = {"by_gain": -weight, "by_entropy": -args.ent_coef * weight, "by_error": args.vf_coef * weight}
         return {**columns, "weight": weight, "advantage": advantage, **bounds, **by}
@@ -424,7 +430,7 @@ class PPO:
         with self.autocast:
             policy, value = self.forward(batch["obs"], batch.get("critic_obs", batch["obs"]))
         seen, gradients = self.gradients(policy, value, batch)
-        self.flat.differentiate((*policy, value), gradients)
+        self.ranks.sum_(self.flat.differentiate((*policy, value), gradients))
         return seen
 
     @torch.no_grad()
@@ -735,7 +741,7 @@ MUTABLE = ("total_timesteps", "quiet", "keep_checkpoints", "threads", "env_threa
 """settings that may be given anew when a run is resumed; any other would make it another run"""
 
 
-def build(args: Args) -> tuple[PPO, VecEnv, VecEnv | None]:
+def build(args: Args, ranks: Ranks = ALONE) -> tuple[PPO, VecEnv, VecEnv | None]:
     """Return agent, and the environments to train and to evaluate in: two instances.
 
     Raises:
@@ -744,24 +750,27 @@ def build(args: Args) -> tuple[PPO, VecEnv, VecEnv | None]:
     machine.keep_freed_memory()
     for seed in (random.seed, np.random.seed, torch.manual_seed):  # the first two for simulators that use them
         seed(args.seed)
+    device = ranks.device(args.device)
     options: dict[str, Any] = {"num_threads": args.env_threads} if args.env_threads else {}
+    num_envs = ranks.share("--num-envs", args.num_envs)
     atari = args.env_id in ATARI and "/" not in args.env_id and args.backend in ("auto", "envpool")
     learner = {"episodic_life": args.episodic_life, "reward_clip": args.sign_rewards} if atari else {}
-    env = envs.make(args.env_id, args.num_envs, args.seed, args.device, args.backend, **options, **learner)
-    agent = PPO(args, env)
-    rows = args.num_envs * args.num_steps // args.num_minibatches
+    env = envs.make(args.env_id, num_envs, ranks.seed(args.seed), device, args.backend, **options, **learner)
+    agent = PPO(args, env, ranks)
+    ranks.part_ways(args.seed)
+    rows = num_envs * args.num_steps // args.num_minibatches
     paying = machine.available_cores() if agent.images else machine.learner_threads(rows, args.critic_hidden)
-    torch.set_num_threads(args.threads or paying)
+    torch.set_num_threads(args.threads or ranks.threads(paying))
     eval_env = None
-    if args.eval_every:
-        eval_env = envs.make(args.env_id, args.eval_envs, args.seed, args.device, args.backend, **options)
+    if args.eval_every and ranks.first:
+        eval_env = envs.make(args.env_id, args.eval_envs, args.seed, device, args.backend, **options)
     return agent, env, eval_env
 
 
 def train(run: Run[Args], agent: PPO, env: VecEnv, eval_env: VecEnv | None) -> dict[str, float]:
     """Train until the frames are done or a signal asks to stop; returns the last evaluation, if there was one."""
     args = run.args
-    stats = EpisodeStats(env.num_envs, env.device)
+    stats = EpisodeStats(env.num_envs, env.device, run.ranks)
     describe(run, agent)
     frames = 0
     score: dict[str, float] = {}  # of the last evaluation
@@ -788,7 +797,7 @@ def train(run: Run[Args], agent: PPO, env: VecEnv, eval_env: VecEnv | None) -> d
                     steps.append(step)
                     stats.add(step)
                 obs, critic_obs = step.obs, step.critic_obs
-        frames += args.num_steps * env.num_envs
+        frames += args.num_steps * args.num_envs
         # ---- learn ----
         with run.timer("learn"):
             rollout = agent.estimate(rows, steps)
@@ -797,15 +806,15 @@ def train(run: Run[Args], agent: PPO, env: VecEnv, eval_env: VecEnv | None) -> d
 
         # ---- once in a while ----
         last = frames >= args.total_timesteps
-        if eval_env is not None and (last or crossed(args.eval_every, frames, len(rows) * env.num_envs)):
+        if eval_env is not None and (last or crossed(args.eval_every, frames, len(rows) * args.num_envs)):
             with run.timer("eval"):
                 score = assess(agent, eval_env, eval_seed)
             run.log(frames, {f"eval/{name}": value for name, value in score.items()})
-        if args.log_every and (last or crossed(args.log_every, frames, len(rows) * env.num_envs)):
+        if args.log_every and (last or crossed(args.log_every, frames, len(rows) * args.num_envs)):
             episodes = {**with_human(args.env_id, "charts/", stats.summary()), **env.summary()}
             run.log(frames, {**episodes, "charts/SPS": run.sps(frames), **run.timer.read(), **agent.report(rollout)})
         run.progress(frames)
-        if last or run.stop_signal or crossed(args.save_every, frames, len(rows) * env.num_envs):
+        if last or run.stop_signal or crossed(args.save_every, frames, len(rows) * args.num_envs):
             loop = {"obs": obs, "critic_obs": critic_obs, "env": env.state_dict(), "stats": stats.state_dict()}
             run.save(frames, {"agent": agent.state_dict(), "loop": {**loop, "score": score, "rng": rng_state()}})
     return score
@@ -844,7 +853,8 @@ def restore(
         if not env.privileged:
             critic_obs = obs
     else:
-        obs, critic_obs = env.reset(seed=spawn_seeds(agent.args.seed, 1, f"resumed at {checkpoint.step}")[0])
+        seed = agent.ranks.seed(agent.args.seed)
+        obs, critic_obs = env.reset(seed=spawn_seeds(seed, 1, f"resumed at {checkpoint.step}")[0])
     set_rng_state(loop["rng"])
     return obs, critic_obs, loop["score"]
 
@@ -863,7 +873,8 @@ def describe(run: Run[Args], agent: PPO) -> None:
         block: f"actor {actor_sem or 'off'}, critic {critic_sem or 'off'}",
         "learner": f"{args.device}, threads {torch.get_num_threads()}, "
         + ("bfloat16" if args.amp == "bfloat16" else "float32")
-        + (", compiled" if args.compile else ""),
+        + (", compiled" if args.compile else "")
+        + (f", one of {run.ranks.world} processes" if run.ranks.world > 1 else ""),
     }
     if not run.quiet:
         run.note("\n".join(f"{name:>8}  {value}" for name, value in say.items()))
@@ -874,12 +885,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = config.parse(Args, presets, argv)
     asked = parsed.args
     try:
+        ranks = join(machine.resolve_device(asked.device))
         if asked.resume is None:
             args = resolve(asked)
             if args.sem and not asked.sem and "sem" in parsed.explicit:
                 raise ValueError("--no-sem --bottleneck sem: --sem stands for --bottleneck sem, give one of them")
-            built = build(args)  # before there is a run directory: bad input leaves nothing behind
-            run = Run.start(
+            built = build(args, ranks)  # before there is a run directory: bad input leaves nothing behind
+            start = partial(
+                Run.start,
                 built[0].args,
                 root=args.run_root,
                 run_dir=args.run_dir,
@@ -887,16 +900,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                 mutable=MUTABLE,
                 keep=args.keep_checkpoints,
                 quiet=args.quiet,
+                world=ranks.world,
             )
+            run = share_run(ranks, start)
         else:
             given = {name: getattr(asked, name) for name in parsed.explicit - {"resume"}}
-            run = Run.resume(asked.resume, Args, overrides=given, mutable=MUTABLE, check=resolve, quiet=asked.quiet)
-            built = build(run.args)
+            rest: dict[str, Any] = {"mutable": MUTABLE, "check": resolve, "quiet": asked.quiet, "world": ranks.world}
+            run = share_run(ranks, partial(Run.resume, asked.resume, Args, overrides=given, **rest))
+            run.keep = run.args.keep_checkpoints
+            built = build(run.args, ranks)
         with run:
             score = train(run, *built)
             status = run.finish("interrupted" if run.stop_signal else "done", run.stop_signal or "", score)
     except (ValueError, RuntimeError, MemoryError) as error:
         config.fail(explain(error))
+    if not ranks.first:
+        return status
     if score:
         print(f"final evaluation  {score['episodic_return']:.1f} over {score['episodes']:.0f} episodes")
     print(f"run directory     {run.dir}")

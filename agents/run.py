@@ -67,6 +67,7 @@ from agents.checkpoint import (
 )
 from agents.manifest import manifest
 from agents.metrics import MetricLog, to_floats
+from agents.ranks import ALONE, RankError, Ranks
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # Slurm and submitit announce with USR*
 EXIT_STATUS = {"done": 0, "failed": 1, "interrupted": os.EX_TEMPFAIL}
@@ -170,7 +171,7 @@ def explain(error: Exception) -> str:
         wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
         size = f" ({wanted[1]} more were asked for)" if wanted else ""
         return f"out of memory{size}: choose fewer environments, a smaller batch or buffer, or narrower networks"
-    if isinstance(error, (ValueError, RunError)):
+    if isinstance(error, (ValueError, RunError, RankError)):
         return text
     raise error
 
@@ -206,8 +207,10 @@ class Run(Generic[A]):
         self.args = args
         self.checkpoint = checkpoint
         """where the run goes on from; None where it starts"""
+        self.ranks = ALONE
         self.stop_signal: str | None = None
         """name of the first signal that asked to save and exit"""
+        self._asked = 0  # its number, as soon as it is there
         self._sigints = 0
         self.timer = Timer()
         self.step = checkpoint.step if checkpoint else 0
@@ -238,6 +241,7 @@ class Run(Generic[A]):
         mutable: Collection[str] = ("total_timesteps",),
         keep: int = 2,
         quiet: bool = False,
+        world: int = 1,
     ) -> Self:
         """Start a run in a new directory under `root`, or in `run_dir`; there, go on with the run that it holds.
 
@@ -254,7 +258,7 @@ class Run(Generic[A]):
         settings = {
             name: value for name, value in asdict(args).items() if name not in ("run_dir", "run_root", "resume")
         }
-        return cls.resume(path, type(args), overrides=settings, mutable=mutable, keep=keep, quiet=quiet)
+        return cls.resume(path, type(args), overrides=settings, mutable=mutable, keep=keep, quiet=quiet, world=world)
 
     @classmethod
     def create(
@@ -318,6 +322,7 @@ class Run(Generic[A]):
         check: Callable[[A], A] | None = None,
         keep: int = 2,
         quiet: bool = False,
+        world: int = 1,
     ) -> Self:
         """Go on with a run from its newest good checkpoint: `run.args`, `run.checkpoint.load(name, device)`.
 
@@ -332,6 +337,7 @@ class Run(Generic[A]):
             check: raises ValueError where a setting is not legal, before anything is changed.
             keep: number of checkpoints that stay.
             quiet: no progress line.
+            world: number of processes that train; it must be that of the run.
 
         Raises:
             RunError: no run, no good checkpoint, already done, in use, or an override that is not allowed.
@@ -349,6 +355,10 @@ class Run(Generic[A]):
             if status.get("state") == "done" and status.get("step", 0) >= args.total_timesteps:
                 raise RunError(f"{path} is done: {status['step']} of {args.total_timesteps} frames are trained")
             checkpoint, complaints = newest_checkpoint(path)
+            saved = checkpoint.meta.get("ranks", 1)
+            if saved != world:
+                command = f"torchrun --standalone --nproc-per-node {saved}" if saved > 1 else "python"
+                raise RunError(f"{path} is trained by {saved} processes, these are {world}: start it with {command}")
             with disk(f"write in {path}"):
                 clean_up(checkpoint)
                 record = read_json(path / "manifest.json")
@@ -428,6 +438,7 @@ class Run(Generic[A]):
     def progress(self, step: int) -> None:
         """Keep the progress line and status.json fresh. Call it in every iteration; it mostly does nothing."""
         self.step = step
+        self._agree()
         now = time.perf_counter()
         if now < self._next_look:
             return
@@ -455,12 +466,14 @@ class Run(Generic[A]):
         """
         self.step = step
         done = step_dirs(self.dir)
-        if done and done[-1].name == f"step_{step:012d}":
+        if self.ranks.tell(bool(done) and done[-1].name == f"step_{step:012d}"):
             return done[-1]
+        self._compare(states)
         with self.timer("save"):
             # The size must be true after a power cut: a resumed run goes back to it.
-            meta = {"wall_s": self.wall_s, "metrics_bytes": self._metrics.sync()}
-            return write_checkpoint(self.dir, step, states, meta, self.keep)
+            sizes = self.ranks.by_first(self._metrics.sync)
+            meta = {"wall_s": self.wall_s, "metrics_bytes": sizes, "ranks": self.ranks.world}
+            return write_checkpoint(self.dir, step, states, meta, self.keep, self.ranks)
 
     def finish(self, state: str = "done", why: str = "", score: Mapping[str, float] | None = None) -> int:
         """Say how the run has ended, and leave result.json if it is done; returns the exit status for it.
@@ -504,10 +517,29 @@ class Run(Generic[A]):
         self._sigints += number == signal.SIGINT
         if self._sigints > 1:
             raise KeyboardInterrupt
-        self.stop_signal = self.stop_signal or signal.Signals(number).name
+        self._asked = self._asked or number
+        if self.ranks.world == 1:
+            self._agree()
         again = "; once more to stop at once" if number == signal.SIGINT else ""
         line = f"\n{signal.Signals(number).name}: saving, then stopping{again}\n"
         os.write(2, line.encode())  # a signal may come in the middle of a print
+
+    def _agree(self) -> None:
+        """Stop for a signal. Several processes must do so in the same iteration, whichever of them has got it when."""
+        if self.stop_signal is None:
+            number = self.ranks.largest(self._asked)
+            self.stop_signal = signal.Signals(number).name if number else None
+
+    def _compare(self, states: Mapping[str, Any]) -> None:
+        """See to it that all processes save the same networks.
+
+        Raises:
+            RankError: they do not: something is computed that is not shared.
+        """
+        if self.ranks.world > 1:
+            for name, tensor in states["agent"]["modules"].items():
+                if not self.ranks.same(tensor):
+                    raise RankError(f"the processes of this training have come apart: {name} is not the same in all")
 
     def _write_status(self, state: str, why: str = "", **more: Any) -> None:
         """Replace status.json."""
@@ -523,6 +555,63 @@ class Run(Generic[A]):
         }
         with disk(f"write {self.dir / 'status.json'}"):
             write_json(self.dir / "status.json", status)
+
+
+class Follower(Run[A]):
+    """What stands for the run in a process other than the first: the same loop, but nothing to say or to write."""
+
+    def __init__(self, args: A, run_dir: Path, checkpoint: Checkpoint | None, ranks: Ranks) -> None:
+        self.dir, self.args, self.ranks, self.keep, self.quiet = run_dir, args, ranks, 1, True
+        self.checkpoint = checkpoint._replace(rank=ranks.rank) if checkpoint else None
+        self.stop_signal, self._asked, self._sigints = None, 0, 0
+        self.step = checkpoint.step if checkpoint else 0
+        self.timer = Timer()
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._signals.items():
+            signal.signal(number, handler)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """Nothing: the first process writes."""
+        return {}
+
+    def sps(self, step: int) -> float:
+        """Nothing: the first process knows."""
+        return 0.0
+
+    def progress(self, step: int) -> None:
+        """Stop where all do."""
+        self._agree()
+
+    def save(self, step: int, states: Mapping[str, Any]) -> Path:
+        """Write this process's own states."""
+        final = self.dir / "checkpoints" / f"step_{step:012d}"
+        if self.ranks.tell(False):
+            return final
+        self._compare(states)
+        self.ranks.by_first(lambda: 0)
+        return write_checkpoint(self.dir, step, states, {}, self.keep, self.ranks)
+
+    def finish(self, state: str = "done", why: str = "", score: Mapping[str, float] | None = None) -> int:
+        """Return the exit status."""
+        return EXIT_STATUS[state]
+
+    def note(self, line: str) -> None:
+        """Nothing: the first process says it."""
+
+    def _on_signal(self, number: int, _: Any) -> None:
+        self._asked = self._asked or number
+
+
+def share_run(ranks: Ranks, start: Callable[[], Run[A]]) -> Run[A]:
+    """Return the run that `start` starts or resumes in the first process, and what stands for it in the others."""
+    run = ranks.by_first(start)
+    found = ranks.tell(None if run is None else (run.args, run.dir, run.checkpoint))
+    if run is None:
+        assert found is not None
+        return Follower(*found, ranks)
+    run.ranks = ranks
+    return run
 
 
 def _new_dir(root: Path, args: RunArgs) -> Path:

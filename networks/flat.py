@@ -26,10 +26,14 @@ class Flat:
         for parameter, piece in zip(self.parameters, pieces, strict=True):
             parameter.data = piece.view_as(parameter)
 
-    def differentiate(self, outputs: Tensor | Sequence[Tensor], gradients: Sequence[Tensor] | None = None) -> None:
-        """Set the vector's gradient to that of a loss, or of outputs by which a loss has the given gradients."""
+    def differentiate(self, outputs: Tensor | Sequence[Tensor], gradients: Sequence[Tensor] | None = None) -> Tensor:
+        """Set the vector's gradient to that of a loss, or of outputs by which a loss has the given gradients.
+
+        Returns it, [P].
+        """
         grads = torch.autograd.grad(outputs, self.parameters, gradients)
         self.vector.grad = torch.cat([grad.reshape(-1) for grad in grads])
+        return self.vector.grad
 
     def clip(self, max_norm: float) -> None:
         """Scale the gradient down to the norm `max_norm` if it is longer, as `torch.nn.utils.clip_grad_norm_` does."""

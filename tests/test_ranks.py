@@ -1,0 +1,218 @@
+"""Several processes that train one agent: real ones, started by torchrun, that talk by gloo on a CPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents.checkpoint import open_checkpoint, step_dirs
+from agents.ranks import ALONE, Ranks
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+PATIENCE = 180  # seconds until something that should happen counts as not happening
+
+
+def torchrun(*command: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*TORCHRUN, *map(str, command)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    out, _ = process.communicate(timeout=PATIENCE)
+    return process.returncode, out
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.05)
+
+
+# ---- the same as one process -----------------------------------------------------------------------------------------
+
+LEARNER = """
+import sys
+import torch
+from tensordict import TensorDict
+import envs
+from agents import {agent} as module
+from agents import config
+from agents.ranks import join
+
+ranks = join("cpu")
+torch.set_num_threads(1)
+args = module.resolve(config.parse(module.Args, module.presets, {flags}).args)
+torch.manual_seed(0)
+env = envs.make("PointMass-v0", 8 // ranks.world, seed=0, device="cpu", backend="torch")
+agent = module.{name}(args, env, ranks)
+draw, permute = torch.randn, torch.randperm
+
+
+def rows(*shape):  # what a process draws are its rows of what one would draw
+    return ranks.own(draw(shape[0] * ranks.world, *shape[1:]))
+
+
+torch.randn_like = lambda x: rows(*x.shape)
+torch.manual_seed(1)
+for update in range(5):
+    if hasattr(agent, "explore_uniformly"):
+        batch = TensorDict(
+            {{
+                "obs": rows(64 // ranks.world, 6),
+                "next_obs": rows(64 // ranks.world, 6),
+                "action": rows(64 // ranks.world, 2).tanh(),
+                "reward": rows(64 // ranks.world),
+                "discount": torch.full((64 // ranks.world,), 0.9),
+            }},
+            [64 // ranks.world],
+        )
+        batch["critic_obs"], batch["next_critic_obs"] = batch["obs"], batch["next_obs"]
+        agent.learn_norms(batch["obs"], batch["critic_obs"])
+        agent.reward_scale.update(ranks.gather(rows(8 // ranks.world)), torch.zeros(8) > 0)
+        agent.update(batch)
+    else:
+        n = 8 // ranks.world
+        columns = dict(obs=rows(n, 4, 6), action=rows(n, 4, 2), log_prob=rows(n, 4) - 2, value=rows(n, 4))
+        columns |= dict(advantage=rows(n, 4), target=rows(n, 4), valid=(rows(n, 4) > -1).float())
+        rollout = TensorDict({{k: v.transpose(0, 1).contiguous() for k, v in columns.items()}}, [4, n])
+        torch.randperm = lambda n, device: torch.arange(n)
+        agent.update(rollout)
+        torch.randperm = permute
+vectors = {{name: p.detach().clone() for name, p in agent.modules.state_dict().items()}}
+torch.save(vectors, sys.argv[1] + str(ranks.rank))
+"""
+
+
+@pytest.mark.parametrize(
+    ("agent", "name", "flags"),
+    [
+        ("fasttd3", "FastTD3", ["--sem", "--reward-norm", "--max-grad-norm", "0.1"]),
+        ("fastsac", "FastSAC", ["--sem", "--reward-norm", "--max-grad-norm", "0.1"]),
+        ("ppo", "PPO", ["--sem", "--num-minibatches", "1", "--lr-schedule", "adaptive"]),
+    ],
+)
+def test_two_processes_learn_what_one_does(agent: str, name: str, flags: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "learner.py"
+    common = ["--size", "small", "--env-id", "PointMass-v0", "--num-envs", "8", "--amp", "off", "--device", "cpu"]
+    script.write_text(LEARNER.format(agent=agent, name=name, flags=[*common, *flags]))
+    two = torchrun(script, tmp_path / "two")
+    done = subprocess.run([sys.executable, script, tmp_path / "one"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    code, out = finish(two)
+    assert code == 0, out
+    one, first, second = (torch.load(tmp_path / file) for file in ("one0", "two0", "two1"))
+    moved = 0
+    for key, expected in one.items():
+        assert torch.equal(first[key], second[key]), key
+        torch.testing.assert_close(first[key], expected, atol=2e-5, rtol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
+        moved += expected.numel()
+    assert moved > 1000
+
+
+# ---- whole runs ------------------------------------------------------------------------------------------------------
+
+
+def test_kills_signals_and_resuming(tmp_path: Path) -> None:
+    """A run that a signal stops, and later a process that dies, ends as one that nothing has stopped."""
+    flags = ["agents/fasttd3.py", "--env-id", "PointMass-v0", "--backend", "torch", "--sem", "--device", "cpu"]
+    flags += ["--total-timesteps", 16_000, "--learning-starts", 320, "--log-every", 1000, "--eval-every", 4000]
+    flags += ["--save-every", 1000, "--num-updates", 1, "--batch-size", 64, "--keep-checkpoints", 50, "--reward-norm"]
+    flags += ["--quiet"]
+    whole = torchrun(*flags, "--run-dir", tmp_path / "whole")
+    code, out = finish(whole)
+    assert code == 0 and out.count("final evaluation") == 1, out
+
+    run = tmp_path / "run"
+
+    def saved() -> int:
+        return max((int(path.name[5:]) for path in step_dirs(run)), default=0)
+
+    process = torchrun(*flags, "--run-dir", run)
+    wait_until(lambda: saved() >= 2000, process)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    stopped = json.loads((run / "status.json").read_text())
+    assert stopped["state"] == "interrupted" and stopped["why"] == "SIGTERM"
+    assert saved() == stopped["step"] < 14_000
+
+    process = torchrun("agents/fasttd3.py", "--resume", run)
+    wait_until(lambda: saved() >= stopped["step"] + 1500, process)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = {Path(f"/proc/{pid}/environ").read_text().split("\0RANK=")[1][0]: int(pid) for pid in workers}
+    os.kill(ranks["1"], signal.SIGKILL)
+    code, out = finish(process)
+    assert code != 0 and "SIGKILL" in out and "exitcode  : -9" in out, out
+
+    alone = subprocess.run(
+        [sys.executable, "agents/fasttd3.py", "--resume", run], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert alone.returncode == 2 and "--nproc-per-node 2" in alone.stderr and alone.stderr.count("\n") == 1
+
+    code, out = finish(torchrun("agents/fasttd3.py", "--resume", run))
+    assert code == 0, out
+    ends = [open_checkpoint(step_dirs(path)[-1]) for path in (tmp_path / "whole", run)]
+    for rank in (0, 1):
+        for name in ("agent", "replay"):
+            expected, actual = (end._replace(rank=rank).load(name) for end in ends)
+            assert_same(actual, expected, f"{name} of process {rank}")
+    first, second = (ends[0]._replace(rank=rank).load("loop")["obs"] for rank in (0, 1))
+    assert not torch.equal(first, second)  # each has environments of its own
+    scores = [json.loads((path / "result.json").read_text())["eval"] for path in (tmp_path / "whole", run)]
+    assert scores[0] == scores[1]
+
+
+def assert_same(actual: object, expected: object, where: str) -> None:
+    if isinstance(expected, torch.Tensor):
+        assert isinstance(actual, torch.Tensor) and torch.equal(actual, expected), where
+    elif isinstance(expected, dict):
+        assert isinstance(actual, dict) and actual.keys() == expected.keys(), where
+        for key, value in expected.items():
+            assert_same(actual[key], value, f"{where}/{key}")
+    else:
+        assert actual == expected, where
+
+
+def test_what_cannot_be_divided_is_refused(tmp_path: Path) -> None:
+    process = torchrun(
+        *("agents/ppo.py", "--env-id", "PointMass-v0", "--backend", "torch", "--device", "cpu", "--num-envs", 9),
+        *("--run-dir", tmp_path / "run"),
+    )
+    code, out = finish(process)
+    assert code != 0 and "--num-envs 9: must be a multiple of the 2 processes" in out, out
+    assert "Traceback" not in out.split("torch/distributed")[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_alone_everything_is_as_it_is() -> None:
+    x = torch.randn(4, 3)
+    assert ALONE.sum_(x) is x and ALONE.mean_(x) is x and ALONE.max_(x) is x and ALONE.gather(x) is x
+    assert ALONE.first and ALONE.seed(7) == 7 and ALONE.device("cuda") == "cuda" and ALONE.share("--x", 5) == 5
+    assert ALONE.all(True) and not ALONE.all(False) and ALONE.largest(3) == 3 and ALONE.same(x)
+    assert ALONE.by_first(lambda: 5) == 5 and ALONE.tell(6) == 6 and ALONE.collect(7) == [7]
+
+
+def test_what_is_a_process_s_own() -> None:
+    ranks = [Ranks(rank, 4, rank) for rank in range(4)]
+    assert len({rank.seed(3) for rank in ranks} | {rank.seed(4) for rank in ranks} | {3, 4}) == 10
+    rows = torch.arange(8)
+    assert [rank.own(rows).tolist() for rank in ranks] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert [rank.device("cuda") for rank in ranks] == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert ranks[1].device("cpu") == "cpu" and ranks[0].share("--num-envs", 12) == 3
+    with pytest.raises(ValueError, match="--num-envs 10: must be a multiple of the 4 processes"):
+        ranks[0].share("--num-envs", 10)
