@@ -335,6 +335,7 @@ class Drive:
         say: Callable[[str], None] = print,
         refresh: Callable[[], None] = lambda: None,
         delay: float = 0.0,
+        follow: Callable[[Job, Verdict], Sequence[Job]] = lambda job, verdict: (),
     ) -> None:
         """Nothing starts yet.
 
@@ -346,6 +347,7 @@ class Drive:
             say: takes lines about what happens.
             refresh: called several times a second.
             delay: seconds before a run is started again.
+            follow: given a run that is done or has failed for good, returns runs that come after those that wait.
         """
         self.engine = engine
         self.retries = retries
@@ -353,6 +355,7 @@ class Drive:
         self.say = say
         self.refresh = refresh
         self.delay = delay
+        self.follow = follow
         self.waiting = sorted(jobs, key=lambda job: not alive(job.dir))  # those that run hold their slots already
         self.verdicts = {job.key: Verdict("unfinished") for job in jobs}
         self.restarts: Counter[str] = Counter()
@@ -429,6 +432,9 @@ class Drive:
         self.say(
             f"{verdict.state:<8} {job.key}  {verdict.why or f'{seen.step:,} frames in {status.clock(seen.wall_s)}'}"
         )
+        for new in self.follow(job, verdict):
+            self.verdicts[new.key] = Verdict("unfinished")
+            self.waiting.append(new)
 
     def _stop(self) -> None:
         """Pass a signal on, once, and a second SIGINT as SIGKILL."""
@@ -577,8 +583,8 @@ def _nvidia_smi(columns: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
 
 
-def extra(package: str, name: str) -> ModuleType:
-    """Return an optional package.
+def extra(package: str, name: str, user: str = "") -> ModuleType:
+    """Return an optional package, which the extra `name` installs for `user`, by default the engine of that name.
 
     Raises:
         ValueError: it is not installed; says how.
@@ -586,7 +592,8 @@ def extra(package: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ValueError(f"--engine {name} needs {package}: pip install 'semrl[{name}]'  ({error})") from error
+        needs = f"{user or f'--engine {name}'} needs {package}"
+        raise ValueError(f"{needs}: pip install 'semrl[{name}]'  ({error})") from error
 
 
 # ---- Ray -------------------------------------------------------------------------------------------------------------

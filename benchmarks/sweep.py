@@ -33,7 +33,8 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -141,7 +142,7 @@ def grid_of(args: Args, explicit: set[str], flags: Sequence[str]) -> Grid:
         raise ValueError(f"{stray[0]} is among the tasks: name the suite before the flags")
     if not tasks:
         raise ValueError("no tasks: name some with --tasks, or a suite (--help says more)")
-    scripts = {Path(agent).stem: _script(agent) for agent in ask("agents", args.agents)}
+    scripts = {Path(agent).stem: script_of(agent) for agent in ask("agents", args.agents)}
     grid = Grid(
         scripts,
         tasks,
@@ -150,16 +151,29 @@ def grid_of(args: Args, explicit: set[str], flags: Sequence[str]) -> Grid:
         [*shlex.split(suite.get("flags", "")), *flags],
     )
     for words in (grid.flags, *grid.variants.values()):
-        for word in words:
-            if (flag := word.partition("=")[0].replace("_", "-")) in RESERVED:
-                raise ValueError(f"{flag} is what the sweep sets itself")
+        refuse_reserved(words)
     if len({_slug(task) for task in tasks}) < len(tasks):
         raise ValueError(f"tasks occur twice, or share a directory: {' '.join(tasks)}")
     return grid
 
 
-def _script(agent: str) -> str:
-    """Path of an agent's program."""
+def refuse_reserved(words: Sequence[str]) -> None:
+    """Let nobody set what the grid decides.
+
+    Raises:
+        ValueError: somebody does.
+    """
+    for word in words:
+        if (flag := word.partition("=")[0].replace("_", "-")) in RESERVED:
+            raise ValueError(f"{flag} is what the sweep sets itself")
+
+
+def script_of(agent: str) -> str:
+    """Return the path of an agent's program.
+
+    Raises:
+        ValueError: there is none.
+    """
     path = Path(agent) if agent.endswith(".py") else ROOT / "agents" / f"{agent}.py"
     if not path.is_file():
         names = [p.stem for p in (ROOT / "agents").glob("*.py") if "PRESETS" in p.read_text()]
@@ -413,6 +427,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.fail(f"cannot write in {root}: {error.strerror or error}")
 
 
+@contextmanager
+def hearing(stop: engines.Stop, screen: status.Screen, engine: engines.Engine) -> Iterator[None]:
+    """Let signals ask runs to stop; in the end take the table away and release what the engine holds."""
+    before = {number: signal.signal(number, stop.heard) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        screen.close()
+        engine.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def sweep(args: Args, jobs: Sequence[Job], root: Path, slots: Sequence[str], kind: str, command: list[str]) -> int:
     """Run what is not done of these; returns the exit status.
 
@@ -443,20 +470,14 @@ def sweep(args: Args, jobs: Sequence[Job], root: Path, slots: Sequence[str], kin
     sessions = [*(record.get("sessions") or []), session]
     runs = list(dict.fromkeys([*(known or []), *seen]))
     write_json(root / "sweep.json", {"runs": runs, "sessions": sessions})
+    stop = engines.Stop()
     if todo:
         screen = status.Screen(root, seen)
         engine = engine_of(args, root, slots, kind, screen)
-        stop = engines.Stop()
-        before = {number: signal.signal(number, stop.heard) for number in STOP_SIGNALS}
-        try:
+        with hearing(stop, screen, engine):
             screen.look()
             screen.say(f"{root}: {describe(jobs, todo, args, slots)}")
             verdicts |= engines.Drive(todo, engine, args.retries, stop, screen.say, screen.refresh).run()
-        finally:
-            screen.close()
-            engine.close()
-            for number, handler in before.items():
-                signal.signal(number, handler)
         session["ended"] = time.time()
         write_json(root / "sweep.json", {"runs": runs, "sessions": sessions})
         if stop.name and not engine.waits_on_stop:
@@ -464,7 +485,7 @@ def sweep(args: Args, jobs: Sequence[Job], root: Path, slots: Sequence[str], kin
     report(jobs, verdicts, root)
     if all(verdict.state == "done" for verdict in verdicts.values()):
         return 0
-    return engines.SAVED if todo and stop.name else 1
+    return engines.SAVED if stop.name else 1
 
 
 if __name__ == "__main__":
