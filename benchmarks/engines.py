@@ -58,12 +58,15 @@ class Job:
     """start it even if the code has changed meanwhile"""
     cwd: str = "."
     python: str = sys.executable
+    ranks: int = 1
+    """processes that train it together, each with a GPU of its own"""
 
     def argv(self, threads: int | None) -> list[str]:
         """The command line. A run that goes on keeps its number of threads, which belongs to its settings."""
         threads = read_json(self.dir / "config.json").get("threads", threads)
         count = ["--threads", str(threads)] if threads is not None else []
-        return [self.python, self.script, *count, *self.flags]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks)]
+        return [self.python, *(torchrun if self.ranks > 1 else []), self.script, *count, *self.flags]
 
 
 class Ended(NamedTuple):
@@ -211,6 +214,11 @@ def judge(ended: Ended) -> tuple[str, str]:
         return "again", f"killed by {_signal_name(-code)}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
     if code is None and said.get("state") != "failed":
         return "again", why or "ended unseen"
+    if job.ranks > 1 and code:  # torchrun's own status is 1 whatever has happened
+        if said.get("state") == "interrupted":
+            return "again", f"stopped by {said.get('why') or 'a signal'}, saved"
+        if said.get("state") == "running" or str(said.get("why", "")).startswith("RankError"):
+            return "again", f"one of its {job.ranks} processes has ended"
     if code == 0 and said.get("state") in ("running", "interrupted"):  # it never said that it was finished
         return "again", "exit status 0, but not finished"
     what = (
@@ -568,6 +576,11 @@ def gpus() -> list[str]:
     return [row[0] for row in _nvidia_smi("index")]
 
 
+def groups(names: Sequence[str], ranks: int) -> list[str]:
+    """Return GPUs in groups for runs of so many processes each, "0,1" and "2,3" for two; what is left over is idle."""
+    return [",".join(names[i : i + ranks]) for i in range(0, len(names) - ranks + 1, ranks)]
+
+
 def gpu_memory() -> dict[str, tuple[float, float]]:
     """MiB of each GPU that are used, and that there are; nothing where that is not known."""
     rows = _nvidia_smi("index,uuid,memory.used,memory.total")
@@ -605,7 +618,7 @@ class Ray(Engine):
     A task holds a share of a GPU for as long as its run lives. Ray restarts nothing: `Drive` does.
     """
 
-    def __init__(self, address: str, share: float, threads: int, cache: Path, stop_file: Path) -> None:
+    def __init__(self, address: str, share: float, threads: int, cache: Path, stop_file: Path, ranks: int = 1) -> None:
         super().__init__()
         # Read when Ray starts. When a worker dies, so must the run that it has started: it would keep the GPU for
         # ever. Ray has another switch for that, the subreaper, under which every exit status is 0.
@@ -620,7 +633,7 @@ class Ray(Engine):
         self.on_gpu = share > 0
         if self.on_gpu and not self.ray.cluster_resources().get("GPU"):
             raise ValueError("the Ray cluster has no GPU: --gpus none")
-        self.options = {"num_cpus": threads, "num_gpus": share, "max_retries": 0}
+        self.options = {"num_cpus": threads * ranks, "num_gpus": share, "max_retries": 0}
         self.arguments = (threads, str(cache), str(stop_file))
         self.stop_file = stop_file
         stop_file.unlink(missing_ok=True)
@@ -826,8 +839,10 @@ class Task:
         When Slurm takes the machine back, SIGTERM reaches the runs first, and the signal that makes submitit requeue
         this task comes later. So what was stopped is not started again at once.
         """
-        slots = gpus() * self.per_gpu or [""] * self.side_by_side
-        threads = self.threads or (max(1, cores() // len(slots)) if len(slots) > 1 else None)
+        ranks = self.jobs[0].ranks
+        slots = groups(gpus(), ranks) * self.per_gpu or [""] * self.side_by_side
+        processes = len(slots) * ranks
+        threads = self.threads or (max(1, cores() // processes) if processes > 1 else None)
         self.engine = Local(slots, threads, self.cache)
         return Drive(self.jobs, self.engine, delay=60.0).run()
 

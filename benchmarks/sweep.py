@@ -84,8 +84,10 @@ class Args:
     """runs that share a GPU; more than the memory holds are not started"""
     slots: int = 0
     """runs side by side on the CPU; 0 for as many as there are cores. With slurm: within one task, by default 1"""
+    ranks: int = 1
+    """processes that train each run together, started by torchrun; on GPUs each has one of its own"""
     threads: int = 0
-    """CPU threads of each run's learner; 0 for an equal share of the cores"""
+    """CPU threads of each process's learner; 0 for an equal share of the cores"""
     ray_address: str = ""
     """Ray cluster to join; empty for the one that runs here, or a new one"""
     slurm: tuple[str, ...] = ()
@@ -234,7 +236,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII)
 
 
-def jobs_of(grid: Grid, root: Path, kind: str, any_code: bool = False) -> list[Job]:
+def jobs_of(grid: Grid, root: Path, kind: str, any_code: bool = False, ranks: int = 1) -> list[Job]:
     """Return the runs, in the order in which they start: all of the first seed, then all of the next."""
     git = git_version()
     code = {agent: engines.code_version(script) for agent, script in grid.scripts.items()}
@@ -253,11 +255,12 @@ def jobs_of(grid: Grid, root: Path, kind: str, any_code: bool = False) -> list[J
                             dir=root / "runs" / key,
                             script=script,
                             flags=tuple(flags),
-                            settings=settings_of(flags, kind),
+                            settings=settings_of(flags, kind) | ({"ranks": str(ranks)} if ranks > 1 else {}),
                             code=code[agent],
                             git=git,
                             any_code=any_code,
                             cwd=os.getcwd(),
+                            ranks=ranks,
                         )
                     )
     return jobs
@@ -345,11 +348,19 @@ def lock(root: Path) -> IO[str]:
 
 
 def places(args: Args) -> tuple[list[str], str]:
-    """Return the slots of this machine, each a GPU's name or empty, and whether runs are on the gpu or the cpu."""
+    """Return the slots of this machine, each the names of a run's GPUs or empty, and whether runs are on gpu or cpu.
+
+    Raises:
+        ValueError: a run needs more GPUs than there are, or shares in several.
+    """
     names = [] if args.gpus == "none" else engines.gpus() if args.gpus == "auto" else args.gpus.split(",")
-    if names:
-        return names * args.per_gpu, "gpu"
-    return [""] * (args.slots or max(1, engines.cores() // max(args.threads, 1))), "cpu"
+    if not names:
+        return [""] * (args.slots or max(1, engines.cores() // (max(args.threads, 1) * args.ranks))), "cpu"
+    if args.ranks > 1 and args.per_gpu > 1:
+        raise ValueError(f"--ranks {args.ranks} --per-gpu {args.per_gpu}: runs on several GPUs share none")
+    if args.ranks > len(names) and args.engine == "local":
+        raise ValueError(f"--ranks {args.ranks}: a run needs as many GPUs, there are {len(names)}")
+    return engines.groups(names, args.ranks) * args.per_gpu, "gpu"
 
 
 def engine_of(args: Args, root: Path, slots: Sequence[str], kind: str, screen: status.Screen) -> engines.Engine:
@@ -360,15 +371,17 @@ def engine_of(args: Args, root: Path, slots: Sequence[str], kind: str, screen: s
     """
     cache = root / ".cache" / "torchinductor"
     if args.engine == "ray":
-        share = 1 / args.per_gpu if kind == "gpu" else 0.0
-        return engines.Ray(args.ray_address, share, args.threads or 1, cache, root / ".stop")
+        share = args.ranks / args.per_gpu if kind == "gpu" else 0.0
+        return engines.Ray(args.ray_address, share, args.threads or 1, cache, root / ".stop", args.ranks)
     if args.engine == "slurm":
         parameters = dict(text.partition("=")[::2] for text in args.slurm)
         count = parameters.get("gpus_per_node", "1")
-        side_by_side = args.per_gpu * int(count) if kind == "gpu" and count.isdigit() else max(args.slots, 1)
+        on_gpus = kind == "gpu" and count.isdigit()
+        side_by_side = max(args.per_gpu * int(count) // args.ranks, 1) if on_gpus else max(args.slots, 1)
         per_gpu = args.per_gpu if kind == "gpu" else 0
         return engines.Slurm(root, parameters, per_gpu, side_by_side, args.threads or None)
-    threads = args.threads or (max(1, engines.cores() // len(slots)) if len(slots) > 1 else None)
+    runs = len(slots) * args.ranks
+    threads = args.threads or (max(1, engines.cores() // runs) if runs > 1 else None)
     return engines.Local(slots, threads, cache, screen.say)
 
 
@@ -377,6 +390,8 @@ def describe(jobs: Sequence[Job], todo: Sequence[Job], args: Args, slots: Sequen
     if args.engine == "local":
         gpus = sorted({slot for slot in slots if slot})
         where = f"{args.per_gpu} per GPU on GPU {', '.join(gpus)}" if gpus else f"{len(slots)} side by side on the CPU"
+        where = f"on GPUs {' and '.join(gpus)}" if gpus and args.ranks > 1 else where
+        where += f", {args.ranks} processes each" if args.ranks > 1 else ""
     else:
         where = f"on {args.engine}"
     return f"{len(jobs)} runs, {len(todo)} to do, {where}"
@@ -407,14 +422,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = words.index("--") if "--" in words else len(words)
     parsed = config.parse(Args, argv=words[:cut])
     args = parsed.args
-    config.positive(args, "per_gpu")
+    config.positive(args, "per_gpu", "ranks")
     config.require(min(args.slots, args.threads, args.retries) >= 0, "--slots, --threads and --retries: 0 or above")
     root = Path(args.out or Path("runs") / (Path(args.suite).stem if args.suite else "sweep")).absolute()
-    slots, kind = places(args)
-    if args.engine == "slurm" and any(text.startswith(("gpus_per_node=", "slurm_gpus")) for text in args.slurm):
-        kind = "gpu"
     try:
-        jobs = jobs_of(grid_of(args, parsed.explicit, words[cut + 1 :]), root, kind, args.mismatch == "keep")
+        slots, kind = places(args)
+        if args.engine == "slurm" and any(text.startswith(("gpus_per_node=", "slurm_gpus")) for text in args.slurm):
+            kind = "gpu"
+        grid = grid_of(args, parsed.explicit, words[cut + 1 :])
+        jobs = jobs_of(grid, root, kind, args.mismatch == "keep", args.ranks)
         if args.dry_run:
             print("\n".join(shlex.join(job.argv(args.threads or None)) for job in jobs))
             return 0

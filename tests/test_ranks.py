@@ -153,9 +153,7 @@ def test_kills_signals_and_resuming(tmp_path: Path) -> None:
 
     process = torchrun("agents/fasttd3.py", "--resume", run)
     wait_until(lambda: saved() >= stopped["step"] + 1500, process)
-    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    ranks = {Path(f"/proc/{pid}/environ").read_text().split("\0RANK=")[1][0]: int(pid) for pid in workers}
-    os.kill(ranks["1"], signal.SIGKILL)
+    os.kill(workers(process.pid)["1"], signal.SIGKILL)
     code, out = finish(process)
     assert code != 0 and "SIGKILL" in out and "exitcode  : -9" in out, out
 
@@ -186,6 +184,28 @@ def assert_same(actual: object, expected: object, where: str) -> None:
             assert_same(actual[key], value, f"{where}/{key}")
     else:
         assert actual == expected, where
+
+
+def test_a_sweep_starts_runs_of_two_processes_and_goes_on_where_one_is_lost(tmp_path: Path) -> None:
+    flags = ["--total-timesteps", "16000", "--learning-starts", "320", "--save-every", "1000", "--eval-every", "8000"]
+    grid = ["--agents", "fasttd3", "--tasks", "PointMass-v0", "--seeds", "3", "--variants", "on:--sem", "--ranks", "2"]
+    command = [sys.executable, "benchmarks/sweep.py", *grid, "--gpus", "none", "--out", tmp_path / "out", "--", *flags]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = tmp_path / "out" / "runs" / "PointMass-v0" / "fasttd3__on" / "seed3"
+    wait_until(lambda: bool(step_dirs(run)), process)
+    agent = json.loads((run / "launch.json").read_text())["pid"]
+    os.kill(workers(agent)["1"], signal.SIGKILL)
+    code, out = finish(process)
+    assert code == 0 and "again    PointMass-v0/fasttd3__on/seed3  one of its 2 processes has ended" in out, out
+    assert json.loads((run / "result.json").read_text())["step"] == 16_000
+    resumes = json.loads((run / "manifest.json").read_text())["resumes"]
+    assert len(resumes) == 1 and resumes[0]["step"] >= 1000
+
+
+def workers(torchrun: int) -> dict[str, int]:
+    """Processes that a torchrun has started: rank -> process id."""
+    started = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()
+    return {Path(f"/proc/{pid}/environ").read_text().split("\0RANK=")[1][0]: int(pid) for pid in started}
 
 
 def test_what_cannot_be_divided_is_refused(tmp_path: Path) -> None:

@@ -719,6 +719,11 @@ def test_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep.places(sweep.Args(gpus="none")) == ([""] * 8, "cpu")
     assert sweep.places(sweep.Args(gpus="none", threads=4)) == ([""] * 2, "cpu")
     assert sweep.places(sweep.Args(gpus="none", slots=3)) == ([""] * 3, "cpu")
+    assert sweep.places(sweep.Args(gpus="none", threads=2, ranks=2)) == ([""] * 2, "cpu")
+    assert sweep.places(sweep.Args(gpus="0,1,2,3,4", ranks=2)) == (["0,1", "2,3"], "gpu")
+    for wrong in ({"ranks": 3}, {"ranks": 2, "per_gpu": 2}):
+        with pytest.raises(ValueError, match="--ranks"):
+            sweep.places(sweep.Args(gpus="0,1", **wrong))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert sweep.places(sweep.Args())[1] == "cpu"
 
