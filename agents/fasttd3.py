@@ -27,11 +27,13 @@ What differs from the authors' code (github.com/younggyoseo/FastTD3) on purpose:
 
 import math
 import random
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import le, lt
 from typing import Any, Literal
 
 import numpy as np
@@ -47,9 +49,9 @@ from agents.checkpoint import Checkpoint, rng_state, set_rng_state
 from agents.episodes import EpisodeStats, evaluate
 from agents.ranks import ALONE, Ranks, join
 from agents.replay import ReplayBuffer
-from agents.run import Run, crossed, explain, share_run
+from agents.run import EXIT_STATUS, Run, crossed, explain, share_run
 from envs.base import Step, VecEnv, spawn_seeds
-from envs.families import DMC, PLAYGROUND
+from envs.families import DMC, ISAACLAB, PLAYGROUND
 from networks.actors import DeterministicActor
 from networks.bottlenecks import Bottleneck
 from networks.critics import CategoricalCritics, project
@@ -76,7 +78,8 @@ class Args:
     run_dir: str | None = None
     """exactly this run directory, new or not; a run that it holds is continued, so the command can be given again"""
     resume: str | None = None
-    """run directory to continue from its last good checkpoint; settings come from there, other flags are refused"""
+    """run directory to continue from its last good checkpoint; settings come from there, and of the flags only
+    --total-timesteps, --quiet, --keep-checkpoints, --threads, --env-threads and --device may be given anew"""
     device: str = "auto"
     """where the learner lives: auto (cuda if there is one), cpu, cuda, cuda:1"""
     size: Literal["auto", "small", "reference"] = "auto"
@@ -504,7 +507,15 @@ PRESETS: tuple[config.Row, ...] = (
     ("pole", ("h1*-pole-v0",), "reference", {"total_timesteps": 19_200_000}),
     ("stair", ("h1*-stair-v0",), "reference", {"total_timesteps": 20_000_000}),
     ("reach", ("h1*-reach-v0",), "reference", {"v_min": -2_000.0, "v_max": 2_000.0}),
-    ("maze", ("h1*-maze-v0",), "reference", {"v_min": -1_000.0, "v_max": 1_000.0}),
+    ("maze, truck", ("h1*-maze-v0", "h1*-truck-v0"), "reference", {"v_min": -1_000.0, "v_max": 1_000.0}),
+    (
+        "basketball",
+        ("h1*-basketball-v0",),
+        "reference",
+        {"v_min": -2_000.0, "v_max": 2_000.0, "total_timesteps": 32_000_000},
+    ),
+    ("package", ("h1*-package-v0",), "reference", {"v_min": -10_000.0, "v_max": 10_000.0}),
+    ("window", ("h1*-window-v0",), "reference", {"total_timesteps": 32_000_000}),
     (
         "push",
         ("h1*-push-v0",),
@@ -530,6 +541,38 @@ PRESETS: tuple[config.Row, ...] = (
             "eval_every": 5_120_000,
             "save_every": 5_120_000,
         },
+    ),
+    (
+        "Isaac Lab",
+        ISAACLAB,
+        "reference",
+        {
+            "num_envs": 4_096,
+            "eval_envs": 64,
+            "total_timesteps": 409_600_000,
+            "learning_starts": 40_960,
+            "buffer_size": 41_943_040,
+            "v_min": -10.0,
+            "v_max": 10.0,
+            "atoms": 251,
+            "log_every": 409_600,
+            "eval_every": 10_240_000,
+            "save_every": 10_240_000,
+        },
+    ),
+    (
+        "Isaac Lab velocity",
+        ("Isaac-Velocity-*",),
+        "reference",
+        {"num_updates": 4, "n_step": 8, "total_timesteps": 204_800_000},
+    ),
+    ("Isaac Lab velocity, rough", ("Isaac-Velocity-Rough-*",), "reference", {"buffer_size": 20_971_520}),
+    ("Isaac Lab repose", ("Isaac-Repose-Cube-*-Direct-v0",), "reference", {"v_min": -500.0, "v_max": 500.0}),
+    (
+        "Isaac Lab drawer",  # for Lift-Cube theirs stops bootstrapping at resets, which is no preset's business
+        ("Isaac-Open-Drawer-Franka-v0",),
+        "reference",
+        {"num_updates": 8, "v_min": -50.0, "v_max": 50.0, "total_timesteps": 81_920_000},
     ),
     (
         "Go1",
@@ -576,10 +619,12 @@ def resolve(args: Args) -> Args:
         *("critic_lr_end", "actor_lr", "actor_lr_end", "weight_decay", "max_grad_norm", "policy_noise", "noise_clip"),
         *("std_min", "std_max"),
     )
-    for names, low, legal in ((above_zero, 1e-12, "above 0"), (not_negative, 0, "0 or above")):
+    for names, is_legal, legal in ((above_zero, lt, "above 0"), (not_negative, le, "0 or above")):
         for name in names:
-            if not getattr(args, name) >= low:
+            if not is_legal(0, getattr(args, name)):
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {legal}")
+    if args.seed >= 1 << 32:
+        raise ValueError(f"--seed {args.seed}: must be below 2^32, as NumPy wants it")
     if max(args.threads, args.env_threads) > 1024:
         raise ValueError(f"--threads {args.threads} --env-threads {args.env_threads}: both must be at most 1024")
     if math.ceil(args.buffer_size / args.num_envs) < args.n_step:
@@ -587,12 +632,18 @@ def resolve(args: Args) -> Args:
             f"--buffer-size {args.buffer_size}: with --num-envs {args.num_envs} and --n-step {args.n_step} it must be "
             f"at least {args.num_envs * (args.n_step - 1) + 1}"
         )
+    if not -SUPPORT <= args.v_min < args.v_max <= SUPPORT or args.v_max - args.v_min < 1 / SUPPORT:
+        raise ValueError(
+            f"--v-min {args.v_min} --v-max {args.v_max}: the first must be below the second, both within {SUPPORT:g}"
+        )
     if not 0 <= args.gamma <= 1 or not args.tau <= 1:
         raise ValueError(f"--gamma {args.gamma} --tau {args.tau}: both must be at most 1, gamma at least 0")
     if not all(0 <= beta < 1 for beta in args.adam_betas):
         raise ValueError(f"--adam-betas {args.adam_betas}: both must be at least 0 and below 1")
     if not args.std_min <= args.std_max:
         raise ValueError(f"--std-min {args.std_min} --std-max {args.std_max}: the first must not be the larger")
+    if (args.sem or args.bottleneck not in ("auto", "relu")) and not (args.sem_actor or args.sem_critic):
+        raise ValueError("--no-sem-actor --no-sem-critic: there is no network left to put a block into")
     if args.sem and args.bottleneck not in ("auto", "sem"):
         raise ValueError(f"--sem --bottleneck {args.bottleneck}: --sem stands for --bottleneck sem, give one of them")
     return replace(args, device=device, amp=amp, sem=args.sem or args.bottleneck == "sem")
@@ -601,7 +652,9 @@ def resolve(args: Args) -> Args:
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-MUTABLE = ("total_timesteps", "quiet", "keep_checkpoints", "threads", "env_threads")
+SUPPORT = 1e12
+"""largest return that the support may have: float32 ends at 1e38, and squares"""
+MUTABLE = ("total_timesteps", "quiet", "keep_checkpoints", "threads", "env_threads", "device")
 """settings that may be given anew when a run is resumed; any other would make it another run"""
 
 
@@ -634,6 +687,7 @@ def build(args: Args, ranks: Ranks = ALONE) -> tuple[FastTD3, ReplayBuffer, VecE
         gamma=args.gamma,
         obs_dtype=getattr(torch, args.replay_dtype),
         seed=spawn_seeds(ranks.seed(args.seed), 1, "replay")[0],
+        say=None if args.quiet or not ranks.first else partial(print, file=sys.stderr),
     )
     eval_env = None
     if args.eval_every and ranks.first:
@@ -647,8 +701,9 @@ def train(
     """Train until the frames are done or a signal asks to stop; returns the last evaluation, if there was one."""
     args = run.args
     stats = EpisodeStats(env.num_envs, env.device, run.ranks)
-    describe(run, replay)
+    describe(run)
     frames = 0
+    learning_starts = args.learning_starts
     score: dict[str, float] = {}  # of the last evaluation
     if run.checkpoint is None:
         obs, critic_obs = env.reset()
@@ -657,6 +712,8 @@ def train(
     else:
         frames = run.checkpoint.step
         obs, critic_obs, score = restore(run.checkpoint, agent, replay, stats, env)
+        if not run.checkpoint.has("replay"):  # it is filled again first, by the policy
+            learning_starts += frames
     eval_seed = spawn_seeds(args.seed, 1, "evaluation")[0]
     batch_size = run.ranks.share("--batch-size", args.batch_size)
     batch: TensorDict | None = None
@@ -669,7 +726,7 @@ def train(
             else:
                 action = agent.explore(obs)
             env.step_send(action)
-        if frames >= args.learning_starts and run.ranks.all(len(replay) > 0):
+        if frames >= learning_starts and run.ranks.all(len(replay) > 0):
             with run.timer("learn"):
                 agent.anneal(frames / args.total_timesteps)
                 for _ in range(args.num_updates):
@@ -727,7 +784,7 @@ def restore(
     return obs, critic_obs, loop["score"]
 
 
-def describe(run: Run[Args], replay: ReplayBuffer) -> None:
+def describe(run: Run[Args]) -> None:
     """Print what was chosen, before the first step."""
     args = run.args
     actor_sem, critic_sem = sem_configs(args)
@@ -741,7 +798,6 @@ def describe(run: Run[Args], replay: ReplayBuffer) -> None:
         + ("bfloat16" if args.amp == "bfloat16" else "float32")
         + (", compiled" if args.compile else "")
         + (f", one of {run.ranks.world} processes" if run.ranks.world > 1 else ""),
-        "replay": f"{replay.storage.bytes() / 2**20:,.0f} MiB for {args.buffer_size:,} transitions on {replay.device}",
     }
     if not run.quiet:
         run.note("\n".join(f"{name:>8}  {value}" for name, value in say.items()))
@@ -774,18 +830,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             given = {name: getattr(asked, name) for name in parsed.explicit - {"resume"}}
             rest: dict[str, Any] = {"mutable": MUTABLE, "check": resolve, "quiet": asked.quiet, "world": ranks.world}
             run = share_run(ranks, partial(Run.resume, asked.resume, Args, overrides=given, **rest))
-            run.keep = run.args.keep_checkpoints
-            built = build(run.args, ranks)
+            run.keep, run.quiet = run.args.keep_checkpoints, run.args.quiet
+            built = None
         with run:
-            score = train(run, *built)
+            score = train(run, *(built or build(run.args, ranks)))
             status = run.finish("interrupted" if run.stop_signal else "done", run.stop_signal or "", score)
     except (ValueError, RuntimeError, MemoryError) as error:
         config.fail(explain(error))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     if not ranks.first:
         return status
     if score:
         print(f"final evaluation  {score['episodic_return']:.1f} over {score['episodes']:.0f} episodes")
     print(f"run directory     {run.dir}")
+    if status == EXIT_STATUS["interrupted"]:
+        print(f"to continue       python agents/fasttd3.py --resume {run.dir}")
     print(f"learning curves   tensorboard --logdir {run.dir.parent}")
     return status
 

@@ -104,7 +104,8 @@ class MetricLog:
 
     def _open_writer(self) -> SummaryWriter:
         """Open an event file. The first gets the settings, a later one hides what came after the checkpoint."""
-        stamps = [int(path.name.split(".")[3]) for path in self._dir.glob("events.out.tfevents.*")]
+        names = (path.name.split(".") for path in self._dir.glob("events.out.tfevents.*"))
+        stamps = [int(name[3]) for name in names if name[3].isdigit()]
         if stamps and max(stamps) == int(time.time()):  # readers go by the second in the name
             time.sleep(1.0 - time.time() % 1.0)
         writer = SummaryWriter(str(self._dir), max_queue=1000, flush_secs=10, purge_step=self._purge_step)

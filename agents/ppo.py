@@ -27,11 +27,13 @@ What differs from CleanRL and Stable-Baselines3 on purpose:
 
 import math
 import random
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import le, lt
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -45,7 +47,7 @@ from agents import config, machine
 from agents.checkpoint import Checkpoint, rng_state, set_rng_state
 from agents.episodes import EpisodeStats, evaluate
 from agents.ranks import ALONE, Ranks, join
-from agents.run import Run, crossed, explain, share_run
+from agents.run import EXIT_STATUS, Run, crossed, explain, share_run
 from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import ATARI, CLASSIC, DMC, GYM_MUJOCO, human_normalised
 from networks.actors import Categorical, CategoricalActor, Gaussian, GaussianActor
@@ -76,7 +78,8 @@ class Args:
     run_dir: str | None = None
     """exactly this run directory, new or not; a run that it holds is continued, so the command can be given again"""
     resume: str | None = None
-    """run directory to continue from its last good checkpoint; settings come from there, other flags are refused"""
+    """run directory to continue from its last good checkpoint; settings come from there, and of the flags only
+    --total-timesteps, --quiet, --keep-checkpoints, --threads, --env-threads and --device may be given anew"""
     device: str = "auto"
     """where the learner lives: auto (cuda if there is one), cpu, cuda, cuda:1"""
     size: Literal["auto", "small", "reference"] = "auto"
@@ -708,10 +711,12 @@ def resolve(args: Args) -> Args:
         *("seed", "threads", "env_threads", "log_every", "eval_every", "save_every", "learning_rate", "target_kl"),
         *("ent_coef", "vf_coef", "max_grad_norm", "adam_eps"),
     )
-    for names, low, legal in ((above_zero, 1e-12, "above 0"), (not_negative, 0, "0 or above")):
+    for names, is_legal, legal in ((above_zero, lt, "above 0"), (not_negative, le, "0 or above")):
         for name in names:
-            if not getattr(args, name) >= low:
+            if not is_legal(0, getattr(args, name)):
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {legal}")
+    if args.seed >= 1 << 32:
+        raise ValueError(f"--seed {args.seed}: must be below 2^32, as NumPy wants it")
     if max(args.threads, args.env_threads) > 1024:
         raise ValueError(f"--threads {args.threads} --env-threads {args.env_threads}: both must be at most 1024")
     if not 0 <= args.gamma <= 1 or not 0 <= args.gae_lambda <= 1:
@@ -729,6 +734,8 @@ def resolve(args: Args) -> Args:
             f"--num-minibatches {args.num_minibatches}: must divide --num-envs {args.num_envs} times --num-steps "
             f"{args.num_steps}, which is {rows}; the nearest that do are {', '.join(map(str, near))}"
         )
+    if (args.sem or args.bottleneck not in ("auto", "relu")) and not (args.sem_actor or args.sem_critic):
+        raise ValueError("--no-sem-actor --no-sem-critic: there is no network left to put a block into")
     if args.sem and args.bottleneck not in ("auto", "sem"):
         raise ValueError(f"--sem --bottleneck {args.bottleneck}: --sem stands for --bottleneck sem, give one of them")
     return replace(args, device=machine.resolve_device(args.device), sem=args.sem or args.bottleneck == "sem")
@@ -737,7 +744,7 @@ def resolve(args: Args) -> Args:
 # ---- training --------------------------------------------------------------------------------------------------------
 
 
-MUTABLE = ("total_timesteps", "quiet", "keep_checkpoints", "threads", "env_threads")
+MUTABLE = ("total_timesteps", "quiet", "keep_checkpoints", "threads", "env_threads", "device")
 """settings that may be given anew when a run is resumed; any other would make it another run"""
 
 
@@ -907,18 +914,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             given = {name: getattr(asked, name) for name in parsed.explicit - {"resume"}}
             rest: dict[str, Any] = {"mutable": MUTABLE, "check": resolve, "quiet": asked.quiet, "world": ranks.world}
             run = share_run(ranks, partial(Run.resume, asked.resume, Args, overrides=given, **rest))
-            run.keep = run.args.keep_checkpoints
-            built = build(run.args, ranks)
+            run.keep, run.quiet = run.args.keep_checkpoints, run.args.quiet
+            built = None
         with run:
-            score = train(run, *built)
+            score = train(run, *(built or build(run.args, ranks)))
             status = run.finish("interrupted" if run.stop_signal else "done", run.stop_signal or "", score)
     except (ValueError, RuntimeError, MemoryError) as error:
         config.fail(explain(error))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     if not ranks.first:
         return status
     if score:
         print(f"final evaluation  {score['episodic_return']:.1f} over {score['episodes']:.0f} episodes")
     print(f"run directory     {run.dir}")
+    if status == EXIT_STATUS["interrupted"]:
+        print(f"to continue       python agents/ppo.py --resume {run.dir}")
     print(f"learning curves   tensorboard --logdir {run.dir.parent}")
     return status
 

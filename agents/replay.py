@@ -16,7 +16,7 @@ A transition is known by its serial number `step * N + env`, counted from the fi
 
 import os
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import ceil, prod
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ class ReplayBuffer:
 
     `num_envs` is N, `slots` S. The spaces, and `max_episode_steps` (L), are those of the `VecEnv`. `obs_dtype` is the
     precision of stored observations, torch.bfloat16 for half the memory; images stay uint8. `seed` starts the buffer's
-    own random stream on `device`; no other one is touched.
+    own random stream on `device`; no other one is touched. `say` is told the size before the memory is taken.
 
     Raises:
         ValueError: an argument out of range; or the buffer does not fit into the free memory of `device`.
@@ -132,6 +132,7 @@ class ReplayBuffer:
         gamma: float = 0.99,
         obs_dtype: torch.dtype | None = None,
         seed: int = 0,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.device = torch.empty(0, device=device).device  # with its index, as tensors have it
         self.num_envs, self.slots, self.max_episode_steps = num_envs, slots, max_episode_steps
@@ -150,12 +151,14 @@ class ReplayBuffer:
             fit = bisect_right(range(2, slots), free, key=lambda s: predicted_bytes(tensors_of(s)))  # slots - 1
             advice = [f"--buffer-size {fit * num_envs} fits" if fit else "take fewer --num-envs"]
             half = predicted_bytes(tensors_of(slots, torch.bfloat16))
-            if half < needed:
+            if half < needed and half <= free:
                 advice.append(f"--replay-dtype bfloat16 needs {half / 2**30:.2f} GiB")
             raise ValueError(
                 f"the replay buffer needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free on {self.device}: "
                 + ", or ".join(advice)
             )
+        if say is not None:
+            say(f"replay buffer of {(slots - 1) * num_envs:,} transitions: {needed / 2**20:,.0f} MiB on {self.device}")
         self.storage = TensorDict(
             {key: torch.zeros(shape, dtype=dtype, device=self.device) for key, (shape, dtype) in tensors.items()}
         )

@@ -44,6 +44,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
+from traceback import extract_tb
 from types import TracebackType
 from typing import IO, Any, Generic, Self
 
@@ -69,7 +70,14 @@ from agents.manifest import manifest
 from agents.metrics import MetricLog, to_floats
 from agents.ranks import ALONE, RankError, Ranks
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # Slurm and submitit announce with USR*
+STOP_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)  # Slurm announces with USR*
+ROOT = Path(__file__).resolve().parents[1]
 EXIT_STATUS = {"done": 0, "failed": 1, "interrupted": os.EX_TEMPFAIL}
 HEARTBEAT_S = 10.0
 
@@ -172,7 +180,11 @@ def explain(error: Exception) -> str:
         size = f" ({wanted[1]} more were asked for)" if wanted else ""
         return f"out of memory{size}: choose fewer environments, a smaller batch or buffer, or narrower networks"
     if isinstance(error, (ValueError, RunError, RankError)):
-        return text
+        place = extract_tb(error.__traceback__)[-1:]
+        ours = all(Path(frame.filename).is_relative_to(ROOT) for frame in place)
+        where = "" if ours else f"  (raised in {place[0].filename}, line {place[0].lineno})"
+        option = "  (--env-threads sets num_threads)" if "num_threads" in text else ""
+        return f"{text}{option}{where}"
     raise error
 
 
@@ -219,7 +231,7 @@ class Run(Generic[A]):
         self._lock = lock
         self._metrics = MetricLog(run_dir, args, presets)
         self._return: float | None = None
-        self._diverged = False
+        self._diverged = ""
         self._ended = False
         self._signals: dict[signal.Signals, Any] = {}
         self._start = time.perf_counter() - (checkpoint.meta["wall_s"] if checkpoint else 0.0)
@@ -298,9 +310,7 @@ class Run(Generic[A]):
                 for old in [path / "metrics.csv", *path.glob("events.out.tfevents.*")]:
                     old.unlink(missing_ok=True)
                 write_json(path / "config.json", asdict(args))
-                source = getattr(sys.modules[type(args).__module__], "__file__", None)  # also where it is __main__
-                agent = Path(source).stem if source else None
-                record = {"agent": agent, **manifest(), "presets": list(presets), "resumes": []}
+                record = {"agent": _agent(type(args)), **manifest(), "presets": list(presets), "resumes": []}
                 write_json(path / "manifest.json", record)
                 run = cls(path, args, lock, presets, None, keep, quiet)
                 run._write_status("running")
@@ -343,29 +353,41 @@ class Run(Generic[A]):
             RunError: no run, no good checkpoint, already done, in use, or an override that is not allowed.
         """
         path = Path(run_dir)
-        if not (path / "config.json").is_file():
-            raise RunError(f"{path} holds no run: there is no config.json")
+        if not str(run_dir).strip() or not (path / "config.json").is_file():
+            raise RunError(f"{str(run_dir)!r} holds no run: there is no config.json")
         with disk(f"lock {path}"):
             lock = _lock(path)
         try:
-            args, changed = override_args(read_args(path, args_class), overrides or {}, mutable)
+            record = read_json(path / "manifest.json")
+            try:
+                settings = read_args(path, args_class)
+            except RunError as error:
+                if (agent := record.get("agent")) not in (None, _agent(args_class)):
+                    raise RunError(f"{path} is a run of {agent}: resume it with agents/{agent}.py") from error
+                raise
+            args, changed = override_args(settings, overrides or {}, mutable)
             if check is not None:
                 check(args)
+            if not isinstance(record.get("resumes"), list):
+                raise RunError(f"{path / 'manifest.json'} is damaged: it lacks the list of resumes")
             status = _status(path)
             if status.get("state") == "done" and status.get("step", 0) >= args.total_timesteps:
                 raise RunError(f"{path} is done: {status['step']} of {args.total_timesteps} frames are trained")
             checkpoint, complaints = newest_checkpoint(path)
+            if checkpoint.step > args.total_timesteps:
+                raise RunError(
+                    f"--total-timesteps {args.total_timesteps}: {checkpoint.step} frames are trained already"
+                )
             saved = checkpoint.meta.get("ranks", 1)
             if saved != world:
                 command = f"torchrun --standalone --nproc-per-node {saved}" if saved > 1 else "python"
                 raise RunError(f"{path} is trained by {saved} processes, these are {world}: start it with {command}")
             with disk(f"write in {path}"):
                 clean_up(checkpoint)
-                record = read_json(path / "manifest.json")
                 record["resumes"].append({**manifest(), "step": checkpoint.step, "changed": changed})
                 write_json(path / "manifest.json", record)
                 write_json(path / "config.json", asdict(args))
-                run = cls(path, args, lock, record["presets"], checkpoint, keep, quiet)
+                run = cls(path, args, lock, record.get("presets", ()), checkpoint, keep, quiet)
                 run._write_status("running")
             short = run._metrics.rewind(checkpoint.step, checkpoint.meta["metrics_bytes"])
         except BaseException:
@@ -378,7 +400,8 @@ class Run(Generic[A]):
         return run
 
     def __enter__(self) -> Self:
-        self._signals = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        kept = {number for number in (signal.SIGHUP,) if signal.getsignal(number) == signal.SIG_IGN}  # by nohup
+        self._signals = {n: signal.signal(n, self._on_signal) for n in STOP_SIGNALS if n not in kept}
         return self
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
@@ -424,8 +447,8 @@ class Run(Generic[A]):
             self._metrics.write(step, round(self.wall_s, 3), values)
         lost = [tag for tag, value in values.items() if tag.startswith("losses/") and not math.isfinite(value)]
         if lost and not self._diverged:
-            self._diverged = True
-            self.note(f"diverged: {lost[0]} is {values[lost[0]]} at {step:,} frames; what follows says nothing")
+            self._diverged = f"diverged: {lost[0]} is {values[lost[0]]} at {step:,} frames"
+            self.note(f"{self._diverged}; what follows says nothing")
         self.step = step
         self._return = values.get("charts/episodic_return", self._return)
         return values
@@ -482,14 +505,23 @@ class Run(Generic[A]):
             state: done, interrupted (it can be resumed) or failed.
             why: for a reader of status.json, a signal's name for instance.
             score: the last evaluation, for result.json.
+
+        A run whose losses are no numbers any more has failed, whatever it was about to say.
         """
         if state not in EXIT_STATUS:
             raise ValueError(f"state {state!r}: legal are {', '.join(EXIT_STATUS)}")
+        if state == "done" and self._diverged:
+            state, why = "failed", self._diverged
         if state == "done":
             self._metrics.end()
             with disk(f"write {self.dir / 'result.json'}"):
                 write_json(
-                    self.dir / "result.json", {"step": self.step, "wall_s": self.wall_s, "eval": dict(score or {})}
+                    self.dir / "result.json",
+                    {
+                        "step": self.step,
+                        "wall_s": self.wall_s,
+                        "eval": {tag: value if math.isfinite(value) else None for tag, value in (score or {}).items()},
+                    },
                 )
         self._write_status(state, why)
         self._ended = True
@@ -629,12 +661,19 @@ def _new_dir(root: Path, args: RunArgs) -> Path:
     return path
 
 
+def _agent(args_class: type[Any]) -> str | None:
+    """Return the name of the program that the settings are of, also where it is __main__."""
+    source = getattr(sys.modules[args_class.__module__], "__file__", None)
+    return Path(source).stem if source else None
+
+
 def _status(run_dir: Path) -> dict[str, Any]:
     """What status.json says; nothing where it is missing or damaged, since the checkpoints tell more."""
     try:
-        return read_json(run_dir / "status.json")
+        status = read_json(run_dir / "status.json")
     except RunError:
         return {}
+    return status if isinstance(status.get("step"), int) else {}
 
 
 def _lock(run_dir: Path) -> IO[str]:

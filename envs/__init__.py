@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 # By name: importing the submodules envs.torch and envs.gymnasium writes these two names into this very namespace; for
 # the same reason nothing here calls `list`.
+from gymnasium import registry
 from gymnasium.spaces import Box, Discrete
+from torch import Tensor, dtype, empty, float32, uint8
+from torch import bool as boolean
 from torch import device as Device
-from torch import empty
 
 from envs.base import Spec, Step, TaskError, VecEnv
 
@@ -46,7 +48,7 @@ BACKENDS = {  # in the order in which "auto" tries them
     ),
     "mjlab": Backend("envs.mjlab", "mjlab", "pip install 'semrl[mjlab]'", gpu=True),
     "isaaclab": Backend("envs.isaaclab", "isaaclab", "see https://isaac-sim.github.io/IsaacLab", gpu=True),
-    "upstream": Backend(
+    "humanoidbench_upstream": Backend(
         "envs.humanoidbench_upstream", "humanoid_bench", "see github.com/carlosferrazza/humanoid-bench"
     ),
 }
@@ -91,9 +93,9 @@ def make(
     """Return `num_envs` environments that step together.
 
     Args:
-        task: a name that `python -m envs` lists, or `module:attribute` for an environment of your own: a class or
-            function of (num_envs, seed, device, and any options) that returns a `VecEnv`. The module is looked for in
-            the current directory too.
+        task: a name that `python -m envs.list` lists, or `module:attribute` for an environment of your own: a class or
+            function of (num_envs, seed, device, and any options) that returns a `VecEnv`; or `module:Id` for a
+            Gymnasium environment that the module registers. It is looked for in the current directory too.
         num_envs: N, at least 1.
         seed: of the run, at least 0. Neighbouring seeds share no random streams.
         device: where actions come from and tensors go to.
@@ -108,9 +110,15 @@ def make(
     if seed < 0:
         raise TaskError(f"seed is {seed}, must be at least 0")
     place = _device(device)
+    if ":" in task and backend in ("auto", "gymnasium"):
+        module, _, attribute = task.rpartition(":")
+        own = _import_own(module)
+        if backend == "auto" and attribute in registry and not hasattr(own, attribute):
+            backend = "gymnasium"
     if ":" in task and backend == "auto":
-        name = task.partition(":")[0]
-        env = _make_own(task, num_envs, seed, place, options)
+        name = module
+        env = _make_own(task, own, num_envs, seed, place, options)
+        _look_once(env)
     else:
         name = _backend_of(task, backend, place)
         env = _load(name).make(task, num_envs, seed, place, **options)
@@ -173,13 +181,12 @@ def _load(backend: str) -> Any:
     return importlib.import_module(BACKENDS[backend].module)
 
 
-def _make_own(task: str, num_envs: int, seed: int, device: Device, options: dict[str, Any]) -> VecEnv:
+def _make_own(task: str, module: Any, num_envs: int, seed: int, device: Device, options: dict[str, Any]) -> VecEnv:
     """Make a user's own environment, `module:attribute`."""
-    module_name, _, attribute = task.partition(":")
     try:
-        factory = getattr(_import_own(module_name), attribute)
+        factory = getattr(module, task.rpartition(":")[2])
     except AttributeError as error:
-        raise TaskError(f"{task!r}: {error}") from error
+        raise TaskError(f"{task!r}: {error}, and it registers no Gymnasium environment of that name") from error
     arguments = {"num_envs": num_envs, "seed": seed, "device": device, **options}
     try:
         inspect.signature(factory).bind(**arguments)
@@ -193,6 +200,11 @@ def _make_own(task: str, num_envs: int, seed: int, device: Device, options: dict
         raise TaskError(f"{task!r} does not set {', '.join(missing)}; envs.base.VecEnv says what they are")
     if env.num_envs != num_envs:
         raise TaskError(f"{task!r} has num_envs {env.num_envs} where {num_envs} were asked for")
+    if env.device != device:
+        raise TaskError(f"{task!r} has the device {env.device!r}, must be the torch.device that it was given, {device}")
+    limit = env.max_episode_steps
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise TaskError(f"{task!r} has max_episode_steps {limit!r}, must be a whole number of at least 1, or None")
     for name, space in (("obs_space", env.obs_space), ("critic_obs_space", env.critic_obs_space)):
         if not isinstance(space, Box):
             raise TaskError(f"{task!r} has the {name} {space}, must be a gymnasium.spaces.Box")
@@ -200,6 +212,51 @@ def _make_own(task: str, num_envs: int, seed: int, device: Device, options: dict
     if not isinstance(action, Discrete) and not (isinstance(action, Box) and action == Box(-1, 1, action.shape)):
         raise TaskError(f"{task!r} has the action_space {action}, must be Discrete or Box(-1, 1, (A,), float32)")
     return env
+
+
+def _look_once(env: VecEnv) -> None:
+    """Have the first observations and the first step of a user's environment looked at, when they come.
+
+    What has a wrong form would otherwise be noticed far from here, or not at all. `python -m envs.check` looks at more.
+    """
+    reset, step = env.reset, env.step
+
+    def first_reset(seed: int | None = None) -> tuple[Tensor, Tensor]:
+        views = reset(seed)
+        if not isinstance(views, tuple) or len(views) != 2:
+            raise TaskError(f"{env.task}: reset must return a pair, obs and critic_obs, got {type(views).__name__}")
+        _expect(env, obs=(views[0], env.obs_space), critic_obs=(views[1], env.critic_obs_space))
+        del env.__dict__["reset"]
+        return views
+
+    def first_step(action: Tensor) -> Step:
+        found = step(action)
+        if not isinstance(found, Step):
+            raise TaskError(f"{env.task}: step must return an envs.base.Step, got {type(found).__name__}")
+        rows = {name: (getattr(found, name), kind) for name, kind in _ROWS.items()}
+        views = {name: (getattr(found, name), env.obs_space) for name in ("obs", "next_obs")}
+        views |= {name: (getattr(found, name), env.critic_obs_space) for name in ("critic_obs", "next_critic_obs")}
+        _expect(env, **rows, **views)
+        del env.__dict__["step"]
+        return found
+
+    env.__dict__.update(reset=first_reset, step=first_step)
+
+
+_ROWS = {"reward": float32, "terminated": boolean, "truncated": boolean, "valid": boolean}
+
+
+def _expect(env: VecEnv, **found: tuple[Any, Box | dtype]) -> None:
+    """Raise for the first tensor that is not [N, *shape] of a space, or [N] of a type, on the environment's device."""
+    for name, (value, form) in found.items():
+        shape, kind = (form.shape, uint8 if form.dtype == "uint8" else float32) if isinstance(form, Box) else ((), form)
+        wanted = (env.num_envs, *shape), kind, env.device
+        actual = (tuple(value.shape), value.dtype, value.device) if isinstance(value, Tensor) else type(value).__name__
+        if actual != wanted:
+            raise TaskError(
+                f"{env.task}: {name} is {actual}, must be a tensor of {wanted}; `python -m envs.check {env.task}` "
+                "tells more"
+            )
 
 
 def _import_own(name: str) -> Any:
@@ -212,9 +269,11 @@ def _import_own(name: str) -> Any:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # the module is there, and misses something itself
+                raise TaskError(f"{name!r} cannot be imported: {error}") from error  # it misses something itself
             if here in sys.path:
                 raise TaskError(f"there is no module {name!r}, neither installed nor in {here}") from error
+        except SyntaxError as error:
+            raise TaskError(f"{name!r} cannot be imported: {error}") from error
         sys.path.append(here)  # last, so that it hides nothing; it stays, for what the module imports later
 
 

@@ -12,6 +12,7 @@ import io
 import pickle
 import random
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -559,6 +560,11 @@ def main(arguments: list[str] | None = None) -> int:
     except TaskError as error:
         print(error, file=sys.stderr)
         return 2
+    except Exception as error:  # of the environment: whatever it raises is the report
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{frame.filename}, line {frame.lineno}, in {frame.name}"
+        print(f"{args.task} ({backend}) raises {type(error).__name__}: {' '.join(str(error).split())}\n  {where}")
+        return 1
     count = len(report.violations)
     verdict = "keeps the contract" if not count else f"breaks {count} rule{'s' * (count > 1)} of the contract"
     print(f"{args.task} ({backend}) {verdict}")

@@ -110,6 +110,8 @@ class EnvPool(HostEnv):
     def __init__(self, task: str, num_envs: int, seed: int, device: torch.device, **options: Any) -> None:
         check_count("num_envs", num_envs)
         check_count("max_episode_steps", options.get("max_episode_steps", 1))
+        if options.get("num_threads", 0) < 0:  # EnvPool would abort the process
+            raise TaskError(f"num_threads is {options['num_threads']}, must be at least 0")
         self._options = {**options, "num_envs": num_envs}
         spec = look_up(task, self._options)
         step_limit = spec.config.max_episode_steps

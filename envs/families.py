@@ -23,6 +23,9 @@ GYM_MUJOCO = (
 HUMANOIDBENCH = ("h1-*-v0", "h1hand-*-v0")
 """HumanoidBench: rewards within 0 and 1 in most tasks, episodes of 1,000 steps"""
 
+ISAACLAB = ("Isaac-*",)
+"""Isaac Lab's own names"""
+
 CLASSIC = ("CartPole-v[01]", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v[01]")
 """Gymnasium's classic control"""
 

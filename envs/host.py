@@ -34,6 +34,10 @@ def obs_readers(task: str, obs_space: Space[Any]) -> list["ObsReader"]:
     return [ObsReader(task, obs_space)]
 
 
+BEGINNINGS = 10
+"""episodes of which one must begin with finite observations"""
+
+
 class HostEnv(VecEnv):
     """An engine on the CPU that speaks NumPy, behind the contract.
 
@@ -97,7 +101,7 @@ class HostEnv(VecEnv):
             self._in_flight = False
             self._recv()
         self._elapsed[:] = 0
-        self._current = self._first(self._start(seed))
+        self._current = self._first(self._start(seed), np.ones(self.num_envs, np.bool_))
         return self._tensors(self._current)
 
     def step(self, action: Tensor) -> Step:
@@ -142,7 +146,7 @@ class HostEnv(VecEnv):
             self._current = [view.copy() for view in successor]
             for mask, begin in ((over, self._restart), (ended & ~over, self._next_life)):
                 if mask.any():
-                    for view, first in zip(self._current, self._first(begin(mask)), strict=True):
+                    for view, first in zip(self._current, self._first(begin(mask), mask), strict=True):
                         view[mask] = first
             self._elapsed[over] = 0
 
@@ -157,12 +161,27 @@ class HostEnv(VecEnv):
         """Return the views of a batch."""
         return [reader(batch) for reader in self._readers]
 
-    def _first(self, batch: Any) -> list[np.ndarray]:
-        """Return the views of the first observations of episodes: there is no way back from one that is not finite."""
+    def _first(self, batch: Any, mask: np.ndarray) -> list[np.ndarray]:
+        """Return the views of the first observations of the masked environments' episodes.
+
+        An episode that begins with a number that is not finite is begun again.
+
+        Raises:
+            TaskError: none of several begins otherwise.
+        """
         views = self._read(batch)
-        if not all(finite_rows(view).all() for view in views if not is_finite(view)):
-            raise FloatingPointError(f"{self.task}: an episode begins with an observation that is not finite")
-        return views
+        for _ in range(BEGINNINGS):
+            if all(is_finite(view) for view in views):
+                return views
+            sound = np.logical_and.reduce([finite_rows(view) for view in views])
+            if sound.all():  # a sum has overflowed
+                return views
+            again = mask.copy()
+            again[mask] = ~sound
+            views = [view.copy() for view in views]
+            for view, first in zip(views, self._read(self._restart(again)), strict=True):
+                view[~sound] = first
+        raise TaskError(f"{self.task}: {BEGINNINGS} episodes begin with an observation that is not finite")
 
     def _tensors(self, views: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         tensors = [self._tensor(view) for view in views]

@@ -115,7 +115,7 @@ def project(probs: Tensor, atoms: Tensor, support: Tensor) -> Tensor:
     position = position.clamp(0, last)
     lower = position.floor()
     share = position - lower
-    lower_index = lower.long().expand(probs.shape)
+    lower_index = lower.nan_to_num(0.0).long().expand(probs.shape)  # a mass of NaN says enough, and needs a place
     upper_index = (lower_index + 1).clamp(max=last)
     upper_mass = probs.float() * share
     projected = torch.zeros(probs.shape, dtype=torch.float32, device=probs.device)

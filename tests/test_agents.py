@@ -20,7 +20,7 @@ from torch import Tensor
 
 import envs
 from agents import fastsac, fasttd3, ppo
-from agents.checkpoint import newest_checkpoint
+from agents.checkpoint import newest_checkpoint, step_dirs
 from agents.run import Run
 from envs.torch import PointMass
 
@@ -393,6 +393,10 @@ ANY_BAD = [
     (["--sem", "--sem-critic-groups", "999999999"], "and a block of 3999999996"),
     (["--seed", "99999999999999999999"], "must be below 2^63"),
     (["--env-id", "tests.test_agents:Bare"], "does not set num_envs, device, obs_space"),
+    (["--env-id", "tests.test_agents:nothing"], "it registers no Gymnasium environment of that name"),
+    (["--env-threads", "2"], "(--env-threads sets num_threads)"),
+    (["--seed", "4294967296"], "--seed 4294967296: must be below 2^32"),
+    (["--sem", "--no-sem-actor", "--no-sem-critic"], "there is no network left"),
 ]
 REPLAY_BAD = [
     *ANY_BAD,
@@ -407,7 +411,10 @@ REPLAY_BAD = [
     (["--atoms", "999999999999"], "from 2 to 32,768 atoms"),
     (["--tau", "1.5"], "--tau 1.5"),
     (["--adam-betas", "0.9", "1"], "--adam-betas (0.9, 1.0): both must be at least 0 and below 1"),
-    (["--v-min", "5", "--v-max", "-5"], "v_min < v_max"),
+    (["--v-min", "5", "--v-max", "-5"], "--v-min 5.0 --v-max -5.0: the first must be below the second"),
+    (["--v-min", "-1e300"], "both within 1e+12"),
+    (["--v-min", "0", "--v-max", "1e-320"], "the first must be below the second"),
+    (["--tau", "0"], "--tau 0.0: must be above 0"),
     (["--env-id", "CartPole-v1"], "needs continuous actions and observations that are vectors"),
     *((["--env-id", task], "use agents/ppo.py") for task in ("CartPole-v1", "ClosedFormDiscrete-v0", "Pixels-v0")),
 ]
@@ -684,6 +691,86 @@ def test_resume_refuses_other_settings(kind: str, tmp_path: Path, capsys: pytest
         err = capsys.readouterr().err
         assert stop.value.code == 2
         assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+
+
+@every_agent
+def test_a_resumed_run_keeps_as_many_checkpoints_as_it_is_told(kind: str, tmp_path: Path) -> None:
+    run_dir = run_main(kind, tmp_path, total_timesteps=200, save_every=40, keep_checkpoints=4)
+    assert len(step_dirs(run_dir)) == 4
+    assert resume(kind, run_dir, "--total-timesteps", "240") == 0
+    assert len(step_dirs(run_dir)) == 4
+    assert resume(kind, run_dir, "--total-timesteps", "280", "--keep-checkpoints", "3") == 0
+    assert [int(path.name[5:]) for path in step_dirs(run_dir)] == [200, 240, 280]
+
+
+@every_agent
+def test_what_else_cannot_be_resumed(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = run_main(kind, tmp_path, total_timesteps=200, save_every=40)
+    (run_dir / "status.json").write_text('{"state": "interrupted", "step": "x"}')
+    other = AGENTS[AGENTS.index(kind) - 1]
+    for who, words, message in (
+        (kind, ["--total-timesteps", "100"], "--total-timesteps 100: 200 frames are trained already"),
+        (other, [], f"is a run of {kind}: resume it with agents/{kind}.py"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            resume(who, run_dir, *words)
+        err = capsys.readouterr().err
+        assert stop.value.code == 2 and err.count("\n") == 1 and message in err, err
+    assert json.loads((run_dir / "config.json").read_text())["total_timesteps"] == 200
+    (run_dir / "events.out.tfevents.foo").touch()
+    assert resume(kind, run_dir, "--total-timesteps", "240") == 0
+    (run_dir / "manifest.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        resume(kind, run_dir, "--total-timesteps", "280")
+    assert "manifest.json is damaged: it lacks the list of resumes" in capsys.readouterr().err
+
+
+@every_agent
+def test_what_cannot_be_built_on_resuming_is_a_failure(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = run_main(kind, tmp_path, total_timesteps=80)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ValueError("no simulator today")
+
+    monkeypatch.setattr(KINDS[kind].module.envs, "make", broken)
+    with pytest.raises(SystemExit):
+        resume(kind, run_dir, "--total-timesteps", "120")
+    assert status(run_dir)["state"] == "failed" and "no simulator today" in status(run_dir)["why"]
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_without_its_replay_a_resumed_run_collects_before_it_learns(kind: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"save_replay": False, "learning_starts": 80, "eval_every": 0}
+    run_dir = run_main(kind, tmp_path, total_timesteps=200, **changes)
+    steps = optimizer_steps(final_state(run_dir))
+    assert resume(kind, run_dir, "--total-timesteps", "276") == 0
+    assert optimizer_steps(final_state(run_dir)) == steps
+    assert resume(kind, run_dir, "--total-timesteps", "400") == 0
+    collecting = 276 + 80
+    assert optimizer_steps(final_state(run_dir)) == steps + (400 - collecting) * 2 / 4
+
+
+@every_agent
+def test_a_diverged_run_has_failed(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rate = {"learning_rate": 1e30} if kind == "ppo" else {"critic_lr": 1e30, "actor_lr": 1e30}
+    module, tiny = KINDS[kind]
+    words = flags(**{**tiny, "total_timesteps": 400, **rate}, run_dir=str(tmp_path / "run"))
+    assert module.main([*words, "--quiet"]) == 1
+    assert status(tmp_path / "run")["state"] == "failed"
+    assert status(tmp_path / "run")["why"].startswith("diverged: losses/")
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert "diverged: losses/" in capsys.readouterr().err
+
+
+def test_an_error_of_somebody_else_s_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own_env_that_raises.py").write_text("def make(num_envs, seed, device):\n    raise ValueError('no')\n")
+    sys.path.append(str(tmp_path))
+    with pytest.raises(SystemExit):
+        fasttd3.main([*flags(**OFF_POLICY), "--env-id", "own_env_that_raises:make"])
+    sys.path.remove(str(tmp_path))
+    assert f"error: no (raised in {tmp_path}/own_env_that_raises.py, line 2)" in capsys.readouterr().err
 
 
 @every_agent

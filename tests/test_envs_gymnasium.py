@@ -177,8 +177,39 @@ def test_a_broken_step_at_the_end_of_an_episode_is_quarantined_too() -> None:
 
 
 def test_an_episode_that_begins_with_nan_is_refused() -> None:
-    with pytest.raises(FloatingPointError, match="begins"):
+    with pytest.raises(TaskError, match="10 episodes begin"):
         make("Scripted-v0", break_obs=0).reset()
+
+
+class BadStart(gym.Env[np.ndarray, np.ndarray]):
+    """Every third episode of an environment begins with NaN; each lasts two steps, and says which one it is."""
+
+    observation_space = Box(-np.inf, np.inf, (1,))
+    action_space = Box(-1, 1, (1,))
+
+    def __init__(self) -> None:
+        self.episode = -1
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        self.episode, self.age = self.episode + 1, 0
+        return np.array([np.nan if self.episode % 3 == 0 else self.episode], np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.age += 1
+        return np.array([self.episode], np.float32), 0.0, self.age == 2, False, {}
+
+
+def test_an_episode_that_begins_with_nan_is_begun_again() -> None:
+    gym.register("BadStart-v0", BadStart, max_episode_steps=10)
+    env = make("BadStart-v0")
+    obs, _ = env.reset()
+    assert obs.flatten().tolist() == [1, 1]
+    seen = []
+    for _ in range(8):
+        step = env.step(torch.zeros(2, 1))
+        assert step.valid.all()
+        seen.append(step.obs[0].item())
+    assert seen == [1, 2, 2, 4, 4, 5, 5, 7]
 
 
 def test_success_stays_once_reported() -> None:
