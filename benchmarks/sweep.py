@@ -3,7 +3,7 @@
     python benchmarks/sweep.py --agents fasttd3 --tasks WalkerWalk-v1 CheetahRun-v1 \\
         --variants "sem-off:" "sem-on:--sem" "sem-actor:--sem --no-sem-critic" --seeds 1-5 \\
         --out runs/walker -- --total-timesteps 100000      # after -- come flags of the agents
-    python benchmarks/sweep.py benchmarks/suites/walker-small.toml --gpus 0,1 --per-gpu 2
+    python benchmarks/sweep.py benchmarks/suites/dmc-small.toml --gpus 0,1 --per-gpu 2
     python benchmarks/status.py runs/walker                # from another shell
 
 Every run is a process of its own, `python agents/x.py --run-dir OUT/runs/TASK/AGENT__VARIANT/seedK ...`. All tasks and

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 # By name: importing the submodules envs.torch and envs.gymnasium writes these two names into this very namespace; for
 # the same reason nothing here calls `list`.
-from gymnasium import registry
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, dtype, empty, float32, uint8
 from torch import bool as boolean
@@ -113,7 +112,7 @@ def make(
     if ":" in task and backend in ("auto", "gymnasium"):
         module, _, attribute = task.rpartition(":")
         own = _import_own(module)
-        if backend == "auto" and attribute in registry and not hasattr(own, attribute):
+        if backend == "auto" and not hasattr(own, attribute) and attribute in _usable("gymnasium"):
             backend = "gymnasium"
     if ":" in task and backend == "auto":
         name = module

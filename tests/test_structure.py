@@ -346,10 +346,20 @@ def test_agents_agree_in_what_they_repeat() -> None:
 # ---- presets ---------------------------------------------------------------------------------------------------------
 
 
+ELSEWHERE = {  # tasks of simulators that are seldom installed, by their own names
+    "humanoidbench": ("h1hand-basketball-v0", "h1hand-package-v0", "h1hand-truck-v0", "h1hand-window-v0"),
+    "isaaclab": (
+        *("Isaac-Velocity-Flat-G1-v0", "Isaac-Velocity-Rough-G1-v0", "Isaac-Repose-Cube-Shadow-Direct-v0"),
+        "Isaac-Open-Drawer-Franka-v0",
+    ),
+}
+
+
 @cache
 def families() -> dict[str, str]:
     """Every task of the installed backends, and the suite that it belongs to: EnvPool knows, of its own tasks."""
-    found = {task: backend for backend in reversed(envs.backends()) for task in envs.tasks(backend)}
+    found = {task: backend for backend, tasks in ELSEWHERE.items() for task in tasks}
+    found |= {task: backend for backend in reversed(envs.backends()) for task in envs.tasks(backend)}
     if "envpool" in envs.backends():
         from envpool.registration import registry
 
