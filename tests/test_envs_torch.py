@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import envs
 import envs.list
 import envs.torch as reference
-from envs.base import Step, TaskError, VecEnv
+from envs import check
+from envs.base import Step, TaskError, VecEnv, vector_space
 from envs.torch import ClosedForm, ClosedFormDiscrete, optimal_action, optimal_q, optimal_value
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -608,8 +610,117 @@ def test_own_environment_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         envs.make("own_env_for_test:Mine", 2, size=3)
     with pytest.raises(TaskError, match=r"'own_env_for_test:arguments' returns a dict, must be an envs.base.VecEnv"):
         envs.make("own_env_for_test:arguments", 2)
-    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):  # not ours to reword
+    with pytest.raises(TaskError, match=r"'needy_env_for_test' cannot be imported: .*a_package_that_is_not_there"):
         envs.make("needy_env_for_test:Mine", 2)
+    (tmp_path / "torn_env_for_test.py").write_text("def")
+    with pytest.raises(TaskError, match="'torn_env_for_test' cannot be imported"):
+        envs.make("torn_env_for_test:Mine", 2)
+
+
+REGISTERED = """
+import gymnasium
+import numpy as np
+
+
+class Mine(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,))
+    action_space = gymnasium.spaces.Box(-1, 1, (2,))
+
+    def reset(self, seed=None, options=None):
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        return np.ones(3, np.float32), 1.0, False, False, {}
+
+
+gymnasium.register("Mine-v0", Mine, max_episode_steps=20)
+"""
+
+
+@pytest.mark.parametrize("backend", ["auto", "gymnasium"])
+def test_own_gymnasium_environment_of_a_module_in_this_folder(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"registers_for_test_{backend}"
+    (tmp_path / f"{name}.py").write_text(REGISTERED)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    env = envs.make(f"{name}:Mine-v0", 2, backend=backend)
+    assert (env.backend, env.max_episode_steps) == ("gymnasium", 20)
+    env.reset()
+    assert env.step(torch.zeros(2, 2)).reward.tolist() == [1, 1]
+    with pytest.raises(TaskError, match="has no attribute 'Yours-v0', and it registers no Gymnasium environment"):
+        envs.make(f"{name}:Yours-v0", 2)
+
+
+class Misshapen(VecEnv):
+    """Returns what it is told to in place of what the contract asks for."""
+
+    max_episode_steps = 20
+
+    def __init__(self, num_envs: int, seed: int, device: torch.device, wrong: str = "", limit: Any = 20) -> None:
+        self.num_envs, self.device, self.wrong = num_envs, device, wrong
+        self.max_episode_steps = limit
+        self.obs_space = self.critic_obs_space = vector_space(3)
+        self.action_space = Box(-1, 1, (2,))
+
+    def reset(self, seed: int | None = None) -> Any:
+        obs = torch.zeros(self.num_envs, 4 if self.wrong == "obs" else 3)
+        return obs if self.wrong == "reset" else (obs, obs)
+
+    def step(self, action: Tensor) -> Any:
+        obs, flag = torch.zeros(self.num_envs, 3), torch.zeros(self.num_envs, dtype=torch.bool)
+        reward: Any = torch.zeros(self.num_envs)
+        step = Step(obs, obs, reward, flag, flag, obs, obs, ~flag)
+        changes: dict[str, Any] = {
+            "reward": {"reward": reward[:, None]},
+            "numpy": {"reward": reward.numpy()},
+            "float64": {"reward": reward.double()},
+            "terminated": {"terminated": flag.float()},
+            "next_obs": {"next_obs": obs[:, :2]},
+        }
+        return tuple(step)[:5] if self.wrong == "tuple" else step._replace(**changes.get(self.wrong, {}))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("reset", "reset must return a pair"),
+        ("obs", r"obs is \(\(2, 4\), torch.float32, .* must be a tensor of \(\(2, 3\), torch.float32"),
+        ("tuple", "step must return an envs.base.Step, got tuple"),
+        ("reward", r"reward is \(\(2, 1\)"),
+        ("numpy", "reward is ndarray"),
+        ("float64", "reward is .*torch.float64"),
+        ("terminated", "terminated is .*torch.float32.*must be a tensor of .*torch.bool"),
+        ("next_obs", r"next_obs is \(\(2, 2\)"),
+    ],
+)
+def test_what_an_own_environment_returns_first_is_looked_at(wrong: str, message: str) -> None:
+    env = envs.make(f"{__name__}:Misshapen", 2, wrong=wrong)
+    with pytest.raises(TaskError, match=message):
+        env.reset()
+        env.step(torch.zeros(2, 2))
+
+
+def test_a_look_at_an_own_environment_is_the_only_one() -> None:
+    env = envs.make(f"{__name__}:Misshapen", 2)
+    env.reset()
+    env.step_send(torch.zeros(2, 2))
+    env.step_recv()
+    assert not {"reset", "step"} & env.__dict__.keys()
+    for limit in (20.0, 0, "20"):
+        with pytest.raises(TaskError, match="must be a whole number of at least 1, or None"):
+            envs.make(f"{__name__}:Misshapen", 2, limit=limit)
+
+
+def test_check_says_what_an_environment_raises(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main([f"{__name__}:exploding"]) == 1
+    out = capsys.readouterr().out
+    assert "raises KeyError: 'exploded'" in out and "in exploding" in out
+
+
+def exploding(num_envs: int, seed: int, device: torch.device) -> VecEnv:
+    raise KeyError("exploded")
 
 
 def test_listing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
