@@ -1,9 +1,11 @@
 """HumanoidBench's locomotion tasks, reach and push, native: one process, C MuJoCo on a pool of threads, no gymnasium.
 
-Upstream is one process of 500 MB per environment; here 128 environments share one model and a simulator per thread.
-Observations, rewards, terminations, noise, control at 50 Hz and time limits are upstream's (`envs.humanoidbench_tasks`)
-and so are the scenes, which are made once from a copy of HumanoidBench (`envs.humanoidbench_scenes`). Scores are those
-of the installed MuJoCo: contacts have changed since the version that HumanoidBench pins.
+Upstream is one process of 200 to 500 MB per environment; here 128 environments share one model and a simulator per
+thread. Observations, rewards, terminations, noise, control at 50 Hz and time limits are upstream's
+(`envs.humanoidbench_tasks`) and so are the scenes: those of H1 are built from the robot that EnvPool installs
+(`envs.humanoidbench_h1`), those of H1 with hands are made once from a copy of HumanoidBench
+(`envs.humanoidbench_scenes`). Scores are those of the installed MuJoCo: contacts have changed since the version that
+HumanoidBench pins.
 """
 
 import os
@@ -42,7 +44,7 @@ def make(task: str, num_envs: int, seed: int, device: torch.device, **options: A
         seed: of the run.
         device: where the tensors go.
         options: `max_episode_steps`, by default upstream's 1,000 (push: 500); `num_threads`, by default one per core;
-            `scenes`, a copy of HumanoidBench or a folder of scenes, by default what was made from one.
+            `scenes`, a copy of HumanoidBench or a folder of scenes, by default what was made from one or is built here.
 
     Raises:
         TaskError: the task or an option is unknown, or the scene is missing.

@@ -4,23 +4,28 @@ The scenes belong to HumanoidBench (MIT) and its robots (H1: BSD-3-Clause, Shado
 this library. DIR is a checkout of github.com/carlosferrazza/humanoid-bench, the installed package, or a folder with its
 scenes. What physics does not need is left out, so that a scene takes 0.1 MB on disk instead of 15 to 18, and 6 to 8 MB
 in memory instead of 55 to 70. They are kept in `$SEMRL_CACHE/humanoidbench`, by default `~/.cache/semrl/humanoidbench`.
+For H1 without hands nothing has to be made: a scene that is not there is built from what EnvPool installs
+(`envs.humanoidbench_h1`).
 
 A stripped robot has the masses and the convex hulls of the original. Where several corners of a mesh touch a plane
 alike, though, MuJoCo may pick others of them as contacts. Most steps are the same to six digits; the returns of random
-policies differ by less than 1%. Whoever needs all digits simulates the original scenes, for 350 MB more to read them:
-`envs.make(..., scenes=DIR)`.
+policies differ by less than 1%. Whoever needs all digits simulates the original scenes, `envs.make(..., scenes=DIR)`,
+for 200 MB more.
 """
 
 import argparse
+import ctypes
 import gzip
 import os
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from envs import humanoidbench_h1
 from envs.base import TaskError
 from envs.humanoidbench_tasks import FLOOR, PELVIS, ROBOTS, TASKS
 
@@ -60,6 +65,12 @@ def read_scene(path: Path) -> Any:
         model = mujoco.MjModel.from_xml_string(gzip.decompress(path.read_bytes()).decode())
     else:
         model = mujoco.MjModel.from_xml_path(str(path))
+    check_scene(model)
+    return model
+
+
+def check_scene(model: Any) -> None:
+    """Raise a ValueError if the engines cannot simulate a mujoco.MjModel."""
     if model.nbody <= PELVIS or model.body(PELVIS).name != "pelvis" or model.geom(FLOOR).name != "floor":
         raise ValueError("it is no scene of HumanoidBench")
     if not model.nkey:
@@ -67,7 +78,6 @@ def read_scene(path: Path) -> Any:
     stateful = [name for name in ("na", "nmocap", "nplugin", "nuserdata") if getattr(model, name)]
     if stateful:
         raise ValueError(f"it has a state beside positions and velocities ({', '.join(stateful)})")
-    return model
 
 
 def load_scene(robot: str, task: str, folder: str | None = None) -> Any:
@@ -76,22 +86,47 @@ def load_scene(robot: str, task: str, folder: str | None = None) -> Any:
     Args:
         robot: one of `ROBOTS`.
         task: one of `TASKS`.
-        folder: where the scenes are, stripped or not; by default the cache.
+        folder: where the scenes are, stripped or not; by default the cache, and for H1 without hands EnvPool's assets
+            where that has none.
 
     Raises:
         TaskError: the scene is missing or unusable; the message says how to get it.
     """
     place = cache() if folder is None else Path(folder).expanduser()
     path = find_scene(place, scene_name(robot, task))
-    if path is None:
+    if path is not None:
+        try:
+            return read_scene(path)
+        except UNREADABLE as error:
+            raise TaskError(f"{path} is unusable ({one_line(error)}); make it again: `{COMMAND}`") from error
+        finally:
+            give_back_memory()
+    built_here = robot == "h1" and folder is None
+    asset = humanoidbench_h1.find_robot() if built_here else None
+    if asset is None:
+        envpool = f"{humanoidbench_h1.INSTALL} brings what it is built from, or " if built_here else ""
         raise TaskError(
-            f"{robot}-{task}-v0 needs the scene {scene_name(robot, task)}, which is not in {place}; `{COMMAND}` makes "
-            f"it, where DIR is your copy of HumanoidBench ({SOURCE})"
+            f"{robot}-{task}-v0 needs the scene {scene_name(robot, task)}, which is not in {place}; {envpool}"
+            f"`{COMMAND}` makes it, where DIR is your copy of HumanoidBench ({SOURCE})"
         )
     try:
-        return read_scene(path)
+        model = humanoidbench_h1.build(asset, task)
+        check_scene(model)
     except UNREADABLE as error:
-        raise TaskError(f"{path} is unusable ({one_line(error)}); make it again: `{COMMAND}`") from error
+        raise TaskError(f"{asset} is unusable ({one_line(error)}); `{COMMAND}` makes the scene without it") from error
+    finally:
+        give_back_memory()
+    return model
+
+
+def give_back_memory() -> None:
+    """Hand back to the system what compiling meshes has taken, 100 to 200 MB: MuJoCo's cache, and what was freed."""
+    import mujoco
+
+    mujoco.mj_clearCache(mujoco.mj_getCache())
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def strip(path: Path) -> str:

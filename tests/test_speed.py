@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from agents import config, fastsac, fasttd3, ppo
-from benchmarks import rivals, speed
+from benchmarks import rivals, simulators, speed
 from benchmarks.rivals import Gate, Missing, Order, Pool, Program, Restarting, Row, Task, Turn
 from benchmarks.speed import Contestant, RandomEnv, Reference
+from envs.base import TaskError
 from envs.check import check
 from networks.flat import AdamW
 
@@ -689,10 +690,55 @@ def test_environments_are_timed_beside_their_engines(tmp_path: Path, capsys: pyt
     assert out.count("HalfCheetah-v5") == 4 and out.rstrip().endswith("out.json")
 
 
+def test_backends_are_timed_against_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "envs --tasks CartPole-v1 --backends gymnasium envpool --against envpool --worlds 3"
+    speed.main([*words.split(), *f"--seconds 0.01 --repeats 2 --out {tmp_path / 'out.json'}".split()])
+    ours, theirs = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert (ours["backend"], ours["against"], theirs["backend"]) == ("gymnasium", "envpool", "envpool")
+    for row in (ours, theirs):
+        assert len(row["ours"]["turns"]) == 3 and 0 < row["ours"]["min"] <= row["ours"]["median"]
+        assert row["total_mib"] > max(row["memory_mib"], 50)  # Python and torch at least
+    within = [a / b for a, b in zip(ours["ours"]["turns"][1:], theirs["ours"]["turns"][1:], strict=True)]
+    assert (ours["speed_ratio"]["min"], ours["speed_ratio"]["max"]) == (min(within), max(within))
+    assert ours["speed_ratio"]["ratio"] == ours["ours"]["median"] / theirs["ours"]["median"]
+    assert ours["memory_ratio"] == ours["total_mib"] / theirs["total_mib"] and "speed_ratio" not in theirs
+    assert capsys.readouterr().out.count("CartPole-v1") == 2
+
+
+def test_a_backend_that_cannot_start_says_why() -> None:
+    with pytest.raises(TaskError, match="no task is called 'CartPole-v9'"):
+        simulators.Rival("CartPole-v9", "envpool", 2, simulators.Args())
+    with simulators.Rival("CartPole-v1", "gymnasium", 2, simulators.Args(seconds=0.01)) as rival:
+        assert rival.ask("turn") > 0
+        rival._process.kill()
+        with pytest.raises(TaskError, match=r"the process of gymnasium has ended \(-9\)"):
+            rival.ask("turn")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux alone tells of other processes")
+def test_memory_and_processor_time_are_those_of_all_processes() -> None:
+    """64 MiB and 0.3 s of a child's child count, and no longer when it has ended."""
+    cpu = torch.device("cpu")
+    held, used = simulators.memory(cpu), simulators.processor_time()
+    busy = "import time; held = b'x' * 2**26\nwhile time.process_time() < 0.3: pass\nprint(flush=True); input()"
+    start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {busy!r}])"
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", start], **pipes) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert 60 < simulators.memory(cpu) - held < 130
+        assert 0.25 < simulators.processor_time() - used < 2
+        child.communicate("\n")
+    assert abs(simulators.memory(cpu) - held) < 20
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("--tasks Nowhere-v0", "no backend here has the task 'Nowhere-v0'"),
+        ("--against isaac", "--against isaac: installed are"),
+        ("--against envpool --tasks PointMass-v0", "--against envpool: has no task 'PointMass-v0'"),
+        ("--against torch --tasks PointMass-v0", "--against torch: no other backend has the task 'PointMass-v0'"),
         ("--backends isaac", "--backends isaac: installed are"),
         ("--worlds 0", "each must be above 0"),
         ("--seconds 0", "--seconds 0.0: must be above 0"),

@@ -34,11 +34,11 @@ LEARNERS = ("fasttd3", "fastsac")  # from a replay buffer
 every_agent = pytest.mark.parametrize("kind", MODULES)
 every_learner = pytest.mark.parametrize("kind", LEARNERS)
 
-N, T, BATCH = 4, 10, 32
+SEED, N, T, BATCH = 7, 4, 10, 32
 COMMON: dict[str, Any] = {
     "env_id": "PointMass-v0",
     "device": "cpu",
-    "seed": 7,
+    "seed": SEED,
     "num_envs": N,
     "eval_envs": 3,
     "total_timesteps": 240,
@@ -367,7 +367,7 @@ def test_evaluations_are_of_the_best_actions_in_the_same_episodes(
     score = train(kind, tmp_path, watch, eval_every=80).score
     training, evaluation = made
     reference = envs.make("PointMass-v0", 3, 0)
-    first = reference.reset(spawn_seeds(7, 1, "evaluation")[0])[0]
+    first = reference.reset(spawn_seeds(SEED, 1, "evaluation")[0])[0]
     assert len(evaluation.streams) == 3
     for stream in evaluation.streams:
         assert torch.equal(stream.first[0], first)
@@ -617,8 +617,8 @@ def test_the_program_counts_frames_and_ends_with_metrics_evaluation_and_checkpoi
     kind: str, made: list[Recorder], tmp_path: Path
 ) -> None:
     """Neither steps nor intervals divide the length here."""
-    every = {"log_every": 64, "eval_every": 48, "save_every": 56}
-    changes = {"num_envs": 6, "total_timesteps": 100, **every, "keep_checkpoints": 100}
+    every = {"log_every": 74, "eval_every": 44, "save_every": 110}
+    changes = {"num_envs": 6, "total_timesteps": 200, **every, "keep_checkpoints": 100}
     changes |= {"num_steps": 5} if kind == "ppo" else {}
     words = []
     for name, value in {**SETTINGS[kind], **changes}.items():
@@ -626,25 +626,25 @@ def test_the_program_counts_frames_and_ends_with_metrics_evaluation_and_checkpoi
     assert MODULES[kind].main([*words, "--run-dir", str(tmp_path / "run"), "--quiet"]) == 0
     training, evaluation = made
     chunk = 6 * (5 if kind == "ppo" else 1)
-    end = math.ceil(100 / chunk) * chunk
+    end = math.ceil(200 / chunk) * chunk
     assert len(training.only.steps) * 6 == end
 
     def due(interval: int) -> list[int]:
         return sorted({math.ceil(x / chunk) * chunk for x in range(interval, end + 1, interval)} | {end})
 
     rows = rows_of(tmp_path / "run")
-    assert list(rows["charts/SPS"]) == list(rows["charts/episodes"]) == due(64)
+    assert list(rows["charts/SPS"]) == list(rows["charts/episodes"]) == due(74)
     loss = "losses/policy_loss" if kind == "ppo" else "losses/qf_loss"
-    assert list(rows[loss]) == due(64)
-    assert list(rows["eval/episodic_return"]) == due(48)
-    assert len(evaluation.streams) == len(due(48))
+    assert list(rows[loss]) == due(74)
+    assert list(rows["eval/episodic_return"]) == due(44)
+    assert len(evaluation.streams) == len(due(44))
     saved = sorted((tmp_path / "run" / "checkpoints").iterdir())
-    assert [int(path.name.removeprefix("step_")) for path in saved] == due(56)
+    assert [int(path.name.removeprefix("step_")) for path in saved] == due(110)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["step"] == end
     assert result["eval"]["episodic_return"] == rows["eval/episodic_return"][end]
 
-    assert torch.equal(training.only.first[0], envs.make("PointMass-v0", 6, 7).reset()[0])
+    assert torch.equal(training.only.first[0], envs.make("PointMass-v0", 6, SEED).reset()[0])
     ended = training.only.ended()
     assert sum(rows["charts/episodes"].values()) == ended.sum() == 6 * (end // 6 // LIMIT)
     returns = running_returns(training.only.answers("reward"), ended, 1.0)[ended].sum()
