@@ -347,7 +347,7 @@ def test_actions_are_uniform_first_then_the_policy_of_now_and_its_noise(
     assert [bool(z.abs().max() > 5) for z in noise] == uniform
     late = torch.stack(noise)[sum(uniform) :]
     inside = torch.stack(best)[sum(uniform) :].abs() < 1 - 4 * SCALE  # so that no noise is clipped
-    assert inside.sum() > 100 and torch.stack(best).std() > 4 * SCALE
+    assert inside.sum() > 50 and torch.stack(best).std() > 4 * SCALE
     assert stats.kstest(late[inside], "norm").pvalue > 1e-3
     if kind in LEARNERS:
         early = torch.stack(stream.actions[: sum(uniform)])
@@ -408,7 +408,7 @@ def test_replay_holds_what_was_executed_and_what_came_of_it(
     executed = torch.stack(stream.actions).clamp(-1, 1)
     assert kind != "fasttd3" or (executed.abs() == 1).float().mean() > 0.1
     reward, terminated, ended = stream.answers("reward"), stream.answers("terminated"), stream.ended()
-    assert ended.sum() > 15 and (terminated.sum() > 5 or n > 1)
+    assert ended.sum() > 8 and (terminated.any() or n > 1)
     seen = {view: stream.acted_on(view) for view in ("obs", "critic_obs")}
     successors = {view: stream.answers(f"next_{view}") for view in seen}
 
@@ -477,7 +477,7 @@ def test_losses_get_normalised_views_and_scaled_rewards(kind: str, made: list[Re
             learned.update({view: stream.acted_on(view) for view in ("obs", "critic_obs")})
             done = len(stream.actions) - 1
             returns = running_returns(stream.answers("reward")[:done], stream.ended()[:done], 0.9)
-            learned["divisor"] = torch.tensor(divisor(returns, g_max=5.0))  # the nearer end of the support
+            learned["divisor"] = torch.tensor(divisor(returns, g_max=1.0))  # the nearer end of the support
 
         def on_loss(name: str, batch: Any) -> None:
             counts[name] += 1
@@ -493,9 +493,9 @@ def test_losses_get_normalised_views_and_scaled_rewards(kind: str, made: list[Re
         spy(agent, "critic_loss", lambda batch: on_loss("critic_loss", batch))
         spy(agent, "actor_loss", lambda batch: on_loss("actor_loss", batch))
 
-    train(kind, tmp_path, watch, env_id="PointMassPrivileged-v0", reward_norm=True)
+    train(kind, tmp_path, watch, env_id="PointMassPrivileged-v0", reward_norm=True, v_min=-1.0)
     assert counts == {"critic_loss": 98, "actor_loss": 49}
-    assert abs(learned["divisor"] - 1) > 0.1
+    assert learned["divisor"] > 1.5
 
 
 @pytest.mark.parametrize("env_id", ["PointMass-v0", "PointMassPrivileged-v0", "ClosedForm-v0"])
@@ -553,7 +553,7 @@ def test_the_learner_of_ppo_sees_what_the_actor_saw_and_what_came_of_it(
     env_id: str, made: list[Recorder], tmp_path: Path
 ) -> None:
     """Rewards scaled by what came before and clipped, advantages by recursion from the true successors' values."""
-    args = {"gae_lambda": 0.8, "reward_norm": True, "reward_clip": 0.6, "obs_clip": 1.2, "init_std": 0.7}
+    args = {"gae_lambda": 0.8, "reward_norm": True, "reward_clip": 0.4, "obs_clip": 1.2, "init_std": 0.7}
     clipped: list[Tensor] = []
     sizes: list[int] = []
 
@@ -577,8 +577,8 @@ def test_the_learner_of_ppo_sees_what_the_actor_saw_and_what_came_of_it(
             reward, ended = stream.answers("reward"), stream.ended()
             if done:
                 reward = (reward / divisor(running_returns(reward[:done], ended[:done], 0.9), math.inf)).float()
-            clipped.append(reward[-T:].abs() > 0.6)
-            reward, ended, terminated = reward[-T:].clamp(-0.6, 0.6), ended[-T:], stream.answers("terminated")[-T:]
+            clipped.append(reward[-T:].abs() > 0.4)
+            reward, ended, terminated = reward[-T:].clamp(-0.4, 0.4), ended[-T:], stream.answers("terminated")[-T:]
             advantage = torch.zeros(T + 1, N)
             for t in reversed(range(T)):
                 delta = reward[t] + 0.9 * torch.where(terminated[t], 0.0, next_value[t]) - value[t]
@@ -603,8 +603,8 @@ def test_the_learner_of_ppo_sees_what_the_actor_saw_and_what_came_of_it(
         spy(agent, "differentiate", lambda batch: sizes.append(len(batch["obs"])))
 
     agent, _, stream, _ = train("ppo", tmp_path, watch, env_id=env_id, **args)
-    assert 0.1 < torch.stack(clipped).float().mean() < 0.9
-    assert len(clipped) == 6 and stream.ended().sum() > 10
+    assert 0.05 < torch.stack(clipped).float().mean() < 0.95
+    assert len(clipped) == 6 and stream.ended().sum() > 8
     assert sizes == [T * N // 5] * (6 * 3 * 5)  # rollouts, passes, minibatches
     assert agent.optimizer.count == 6 * 3 * 5
 
