@@ -40,7 +40,7 @@ import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -299,6 +299,7 @@ class Run(Generic[A]):
         Raises:
             RunError: the directory cannot be made, holds a run, or is in use.
         """
+        new = run_dir is None and not Path(root).exists()
         with disk(f"make the run directory {run_dir or f'in {root}'}"):
             path = _new_dir(Path(root), args) if run_dir is None else Path(run_dir)
             path.mkdir(parents=True, exist_ok=True)
@@ -318,6 +319,9 @@ class Run(Generic[A]):
             lock.close()
             if run_dir is None:  # made here, and nothing is in it
                 shutil.rmtree(path, ignore_errors=True)
+                if new:
+                    with suppress(OSError):  # another run has come in meanwhile
+                        path.parent.rmdir()
             raise
         return run
 
@@ -418,7 +422,8 @@ class Run(Generic[A]):
         except RunError as refused:
             if error is None:
                 raise
-            self.note(str(refused))  # the error that came first is the one that goes up
+            if not isinstance(error, RunError):  # that one came first and goes up; it is the same disk
+                self.note(str(refused))
 
     # ---- during ----
 

@@ -17,6 +17,11 @@ The tasks: one update of the critics on a normalised batch (loss, gradient, opti
 update of both as training takes it (normalisation, critics, actor, target); drawing a batch from a full replay buffer;
 storing one step of all environments, which for theirs includes the TensorDict that it has to come in.
 
+`floor` is the least time that the machine at hand would need for an update with SEM off: the multiplications of its
+matrix products at the rate of the best product that it can do, or the bytes of weights, gradients, moments and batch at
+the rate of a copy, whichever takes longer. `off again` is another agent like `off`: their ratio is what noise alone
+does.
+
 Of the authors' code, networks, projection, normaliser and replay buffer are imported from the checkout. Their update,
 in `train.py` a set of closures, is in `Reference`, with the switches of their `hyperparams.py`. Those that depend on
 the machine: mixed precision needs CUDA, so on a CPU they have float32; their `train.py` limits a CPU to one thread and
@@ -45,6 +50,7 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from agents import config, fasttd3, machine
 from agents.manifest import git_revision, manifest
@@ -55,6 +61,7 @@ from envs.base import Step, VecEnv, vector_space
 from networks.normalize import RunningNorm
 
 SEM_PLACES = ("off", "actor", "critic", "both")
+CONTROL = "off again"
 UPDATES = ("critic update", "actor update", "critic and actor update")
 LOSS_TOLERANCE = 1e-4  # between the two sides in float32
 MOVE_TOLERANCE = 0.05
@@ -405,7 +412,7 @@ class Contestant(NamedTuple):
     side: Literal["ours", "reference"]
     precision: str
     sem: str = ""
-    """one of SEM_PLACES, or nothing where there are no networks"""
+    """one of SEM_PLACES or CONTROL, or nothing where there are no networks"""
 
 
 Call = Callable[[], object]
@@ -438,13 +445,13 @@ def update_calls(args: fasttd3.Args, code: Code | None, env: VecEnv, batch: Tens
     """Return, for each of UPDATES, what each contestant does with the batch."""
     tasks: dict[str, Calls] = {name: {} for name in UPDATES}
     theirs = to_reference(batch)
-    for sem in SEM_PLACES:  # next to each other: what is to be compared
+    for sem in (*SEM_PLACES, CONTROL):  # next to each other: what is to be compared
         for precision, amp in (("float32", "off"), ("bfloat16", "bfloat16")):
             agent = fasttd3.FastTD3(with_sem(replace(args, amp=amp), sem), env)  # type: ignore[arg-type]
             agent.learn_norms(batch["obs"], batch["critic_obs"])
             for name, call in zip(UPDATES, our_updates(agent, batch), strict=True):
                 tasks[name][Contestant("ours", precision, sem)] = call
-        if code is not None and (code.sem or sem == "off"):
+        if code is not None and (code.sem or sem == "off") and sem in SEM_PLACES:
             rival = Reference(code, args, sem, env)
             precision = "bfloat16" if rival.amp else "float32"
             for name, call in zip(UPDATES, their_updates(rival, theirs), strict=True):
@@ -507,6 +514,55 @@ def replay_calls(
     return replay, sample, add
 
 
+# ---- the floor -------------------------------------------------------------------------------------------------------
+
+
+class Rates(NamedTuple):
+    """What a machine can do."""
+
+    flops: dict[str, float]
+    """per precision, floating-point operations of a matrix product per second"""
+    copied: float
+    """bytes read or written per second, by a copy of what no cache holds"""
+
+
+def rates(device: torch.device, repeats: int, clock: Callable[[], float]) -> Rates:
+    """Measure the machine: the best of some square products in each precision, and of copies of 256 MiB."""
+    flops = {}
+    source = torch.ones(64 << 20, device=device)
+    copy = torch.empty_like(source)
+    for precision in ("float32", "bfloat16"):
+        squares = [torch.randn(2, n, n, device=device, dtype=getattr(torch, precision)) for n in (512, 1024, 2048)]
+        products = [lambda a=a, b=b: torch.mm(a, b) for a, b in squares]
+        best = (min(seen) for seen in measure(products, repeats, device, clock))
+        flops[precision] = max(2e3 * len(a) ** 3 / ms for (a, _), ms in zip(squares, best, strict=True))
+    ((*seen,),) = measure([lambda: copy.copy_(source)], repeats, device, clock)
+    return Rates(flops, 2e3 * source.nbytes / min(seen))
+
+
+def floors(agent: fasttd3.FastTD3, batch: TensorDict, machine_rates: Rates) -> dict[str, dict[str, Any]]:
+    """Return, for each of UPDATES, its floating-point operations, its bytes, and the least ms in each precision.
+
+    Operations are those of the matrix products that the agent really does. Of the bytes only what nobody could save:
+    AdamW reads and writes a weight and its two moments and reads its gradient, which was written; other weights and the
+    batch are read, and the target is written too in a whole update.
+    """
+    actor, critic = (4 * sum(p.numel() for p in net.parameters()) for net in (agent.actor, agent.critic))
+    tensors = (x for x in batch.values() if isinstance(x, Tensor))
+    data = sum({x.data_ptr(): x.nbytes for x in tensors}.values())  # critic_obs may be obs
+    of_critics, of_actor = 8 * critic + critic + actor, 8 * actor + critic
+    out = {}
+    bytes_of = (of_critics + data, of_actor + data, of_critics + of_actor + critic + data)
+    for name, call, moved in zip(UPDATES, our_updates(agent, batch), bytes_of, strict=True):
+        with FlopCounterMode(display=False) as counter:
+            call()
+        flops = counter.get_total_flops()
+        copying = moved / machine_rates.copied
+        least = {kind: 1e3 * max(flops / rate, copying) for kind, rate in machine_rates.flops.items()}
+        out[name] = {"flops": flops, "bytes": moved, "floor_ms": least}
+    return out
+
+
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
@@ -539,10 +595,16 @@ def measure(calls: Sequence[Call], repeats: int, device: torch.device, clock: Ca
     return out
 
 
-def results(task: str, contestants: Iterable[Contestant], measured: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
-    """Return a row for each contestant: its times, and their ratios to its two yardsticks, None where there is none.
+def results(
+    task: str,
+    contestants: Iterable[Contestant],
+    measured: Sequence[Sequence[float]],
+    floor_ms: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Return a row for each contestant: its times, and their ratios to its yardsticks, None where there is none.
 
-    The yardsticks are the reference with SEM in the same place, and the same contestant with SEM off.
+    The yardsticks are the reference with SEM in the same place, the same contestant with SEM off, and the floor in its
+    precision.
     """
     times = dict(zip(contestants, measured, strict=True))
     rows = []
@@ -559,6 +621,7 @@ def results(task: str, contestants: Iterable[Contestant], measured: Sequence[Seq
                 "repeats_ms": seen,
                 "to_reference": ratio(seen, rival) if rival and who.side == "ours" else None,
                 "to_sem_off": ratio(seen, plain) if plain and who.sem != "off" else None,
+                "to_floor": statistics.median(seen) / floor_ms[who.precision] if floor_ms else None,
             }
         )
     return rows
@@ -573,13 +636,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     def cell(of: Mapping[str, float] | None) -> str:
         return f"{of['ratio']:6.3f} [{of['min']:.3f}, {of['max']:.3f}]" if of else ""
 
-    lines = [f"{rows[0]['task']:<34}{'ms':>9}  {'[least, largest]':<20}{'to reference':>22}{'to SEM off':>24}"]
+    heads = f"{'[least, largest]':<20}{'to reference':>22}{'to SEM off':>24}{'to floor':>10}"
+    lines = [f"{rows[0]['task']:<34}{'ms':>9}  {heads}"]
     for row in sorted(rows, key=lambda row: (row["side"], row["precision"] != "float32")):
         name = f"  {row['side']:<10}{row['precision']:<10}{'SEM ' + row['sem'] if row['sem'] else ''}"
         spread = f"[{row['min_ms']:.3f}, {row['max_ms']:.3f}]"
         lines.append(
             f"{name:<34}{row['median_ms']:9.3f}  {spread:<20}"
-            f"{cell(row['to_reference']):>22}{cell(row['to_sem_off']):>24}".rstrip()
+            f"{cell(row['to_reference']):>22}{cell(row['to_sem_off']):>24}"
+            f"{'' if row['to_floor'] is None else format(row['to_floor'], '10.2f')}".rstrip()
         )
     return "\n".join(lines)
 
@@ -679,14 +744,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         apart = {name: each._asdict() for name, each in found.items()}
         report["reference"] = {"git": code.git, "runs": runs, "differences": apart}
         print(f"reference  {runs}; with the same weights and batch, losses agree to {worst:.0e}")
-    print(f"clock      {args.clock}; freed memory is kept on all sides; [least, largest] of {args.repeats} repeats\n")
+    print(f"clock      {args.clock}; freed memory is kept on all sides; [least, largest] of {args.repeats} repeats")
+
+    clock = CLOCKS[args.clock]
+    machine_rates = rates(env.device, args.repeats, clock)
+    plain = fasttd3.FastTD3(replace(ours, amp="off", compile=False), env)
+    least = floors(plain, batch, machine_rates)
+    report |= {"rates": machine_rates._asdict(), "floors": least}
+    whole, per_s = least[UPDATES[-1]], machine_rates.flops
+    print(
+        f"floor      {whole['flops'] / 1e9:,.1f} GFLOP and {whole['bytes'] / 2**20:,.0f} MiB per update, at "
+        f"{per_s['float32'] / 1e9:,.0f} GFLOP/s ({per_s['bfloat16'] / 1e9:,.0f} in bfloat16) and "
+        f"{machine_rates.copied / 1e9:,.1f} GB/s\n"
+    )
 
     tasks = update_calls(ours, code, env, batch)
     tasks |= {"replay sample, n_step 1": one_step[0], "replay sample, n_step 3": three_steps[0]}
     tasks |= {"replay add": one_step[1]}
     for task, calls in tasks.items():
-        measured = measure(list(calls.values()), args.repeats, env.device, CLOCKS[args.clock])
-        rows = results(task, calls, measured)
+        measured = measure(list(calls.values()), args.repeats, env.device, clock)
+        rows = results(task, calls, measured, least[task]["floor_ms"] if task in least else None)
         print(table(rows), flush=True)
         report["results"] += rows
     if args.out is not None:

@@ -263,7 +263,7 @@ def test_the_disk_refuses_the_run_directory(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
     with file_size_limit(10), pytest.raises(RunError, match="File too large"):
         make(tmp_path / "runs")
-    assert list((tmp_path / "runs").iterdir()) == []
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -273,7 +273,7 @@ def test_the_disk_refuses_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[
         run.log(1, {"a": 1})
     ended = json.loads((run.dir / "status.json").read_text())
     assert ended["state"] == "failed" and "No space left" in ended["why"]
-    assert len(capsys.readouterr().err.splitlines()) <= 1
+    assert capsys.readouterr().err == ""  # what is raised is the one line
 
 
 KILLER = '''

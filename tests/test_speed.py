@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,13 @@ def check_results(results: list[dict[str, Any]]) -> None:
             assert row["to_sem_off"]["ratio"] == pytest.approx(row["median_ms"] / plain["median_ms"])
         else:
             assert row["to_sem_off"] is None
+        assert (row["to_floor"] is not None) == (row["task"] in speed.UPDATES)
 
 
 def test_the_script_times_every_contestant_and_writes_what_it_prints(tmp_path: Path) -> None:
     report, output = run(tmp_path)
     check_results(report["results"])
-    ours = [("float32", "bfloat16"), speed.SEM_PLACES]
+    ours = [("float32", "bfloat16"), (*speed.SEM_PLACES, speed.CONTROL)]
     for task in TASKS:
         seen = {(row["side"], row["precision"], row["sem"]) for row in report["results"] if row["task"] == task}
         if task in speed.UPDATES:
@@ -145,9 +147,37 @@ def test_sem_is_where_a_contestant_says() -> None:
     base = speed.settings(speed.Args(size="small"))
     seen = {
         place: tuple(x is not None for x in fasttd3.sem_configs(speed.with_sem(base, place)))
-        for place in speed.SEM_PLACES
+        for place in (*speed.SEM_PLACES, speed.CONTROL)
     }
-    assert seen == {"off": (False, False), "actor": (True, False), "critic": (False, True), "both": (True, True)}
+    plain, both = (False, False), (True, True)
+    assert seen == {"off": plain, "actor": (True, False), "critic": (False, True), "both": both, speed.CONTROL: plain}
+
+
+def test_the_floor_counts_what_the_networks_multiply_and_the_optimisers_move() -> None:
+    args = replace(speed.settings(speed.Args(size="small", batch_size=32)), amp="off")
+    env = RandomEnv(4, 0, "cpu", 5, 2)
+    agent = fasttd3.FastTD3(args, env)
+    replay, *_ = speed.replay_calls(args, None, env, 64, 1)
+    batch = replay.sample(32)
+    found = speed.floors(agent, batch, speed.Rates({"float32": 1e9, "bfloat16": 1e15}, 1e9))
+
+    def products(inputs: int, hidden: tuple[int, ...], outputs: int) -> int:
+        sizes = (inputs, *hidden, outputs)
+        return sum(before * after for before, after in pairwise(sizes))
+
+    actor, critics = products(5, args.actor_hidden, 2), 2 * products(7, args.critic_hidden, args.atoms)
+    # of a critic update: actor and target once; forward, by the weights and by the inputs, but for the first layer's
+    learn_critics = actor + critics + 3 * critics - 2 * 7 * args.critic_hidden[0]
+    learn_actor = 3 * actor - 5 * args.actor_hidden[0] + 2 * critics
+    flops = [2 * 32 * work for work in (learn_critics, learn_actor, learn_critics + learn_actor)]
+    assert [each["flops"] for each in found.values()] == flops
+    data = 32 * 4 * (5 + 2 + 1 + 1 + 5) + 32 * 4 * 2 * 5 * (batch["critic_obs"] is not batch["obs"])
+    weights_a, weights_c = (4 * sum(p.numel() for p in net.parameters()) for net in (agent.actor, agent.critic))
+    moved = [9 * weights_c + weights_a + data, 8 * weights_a + weights_c + data, 11 * weights_c + 9 * weights_a + data]
+    assert [each["bytes"] for each in found.values()] == moved
+    for each in found.values():
+        assert each["floor_ms"]["float32"] == pytest.approx(1e-6 * each["flops"])  # more than its bytes
+        assert each["floor_ms"]["bfloat16"] == pytest.approx(1e-6 * each["bytes"])
 
 
 class Clock:
