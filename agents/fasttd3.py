@@ -124,6 +124,9 @@ class Args:
     """transitions that the replay buffer holds, over all environments"""
     replay_dtype: Literal["float32", "bfloat16"] = "float32"
     """precision of stored observations: bfloat16 halves the memory and rounds before normalisation"""
+    replay_storage: str = "device"
+    """where the replay buffer is kept: device, beside the learner; host, in main memory; or a folder, in a nameless
+    file there, of which free memory holds as much as it can"""
     n_step: int = 1
     """rewards summed before bootstrapping"""
     num_updates: int = 2
@@ -686,6 +689,7 @@ def build(args: Args, ranks: Ranks = ALONE) -> tuple[FastTD3, ReplayBuffer, VecE
         n_step=args.n_step,
         gamma=args.gamma,
         obs_dtype=getattr(torch, args.replay_dtype),
+        storage=args.replay_storage,
         seed=spawn_seeds(ranks.seed(args.seed), 1, "replay")[0],
         say=None if args.quiet or not ranks.first else partial(print, file=sys.stderr),
     )

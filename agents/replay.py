@@ -10,17 +10,23 @@ in each block of L steps there is at most one, and its final observation goes to
 from the number of the block. S - 1 successive steps touch at most F = ceil((S - 2) / L) + 1 blocks: with F rows, none
 is written again while its transition lives, and there is nothing to point, count or free.
 
+The ring lives beside the learner, in main memory, or in a file: the last two let a buffer be larger than a GPU, or than
+the machine, and batches still arrive on the learner's device.
+
 A transition is known by its serial number `step * N + env`, counted from the first one ever. The place of its slot
 (serial mod S * N), of its successor and of its final observation are arithmetic on it.
 """
 
 import os
+import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from math import ceil, prod
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
@@ -107,15 +113,40 @@ def _cgroup_bytes(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sy
     return free
 
 
+def allocate(tensors: Plan, device: torch.device, folder: Path | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a plan, all zero, on `device` or in a file in `folder`.
+
+    The file has no name, so it is gone with the process, however that ends. The disk gives its room at once: what it
+    refused later would be no exception but the end of the process.
+
+    Raises:
+        ValueError: the folder takes no such file.
+    """
+    if folder is None:
+        return {key: torch.zeros(shape, dtype=dtype, device=device) for key, (shape, dtype) in tensors.items()}
+    sizes = [-(-prod(shape) * dtype.itemsize // 64) * 64 for shape, dtype in tensors.values()]  # each begins aligned
+    try:
+        with TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # not on a Mac
+                os.posix_fallocate(file.fileno(), 0, sum(sizes))
+            room = torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(sum(sizes),)))
+    except OSError as error:
+        raise ValueError(f"no replay buffer in {folder}: {error.strerror or error}") from error
+    parts = zip(tensors.items(), room.split(sizes), strict=True)
+    return {key: x[: prod(shape) * dtype.itemsize].view(dtype).view(shape) for (key, (shape, dtype)), x in parts}
+
+
 class ReplayBuffer:
     """Transitions of N environments as a learner wants them: `start`, then `add` after every step, `sample` any time.
 
     `num_envs` is N, `slots` S. The spaces, and `max_episode_steps` (L), are those of the `VecEnv`. `obs_dtype` is the
-    precision of stored observations, torch.bfloat16 for half the memory; images stay uint8. `seed` starts the buffer's
-    own random stream on `device`; no other one is touched. `say` is told the size before the memory is taken.
+    precision of stored observations, torch.bfloat16 for half the memory; images stay uint8. `storage` says where all is
+    kept: on the "device" that batches are wanted on, in main memory, "host", or in a file in the folder of that name.
+    `seed` starts the buffer's own random stream on the device that keeps it; no other one is touched. `say` is told the
+    size before the memory is taken.
 
     Raises:
-        ValueError: an argument out of range; or the buffer does not fit into the free memory of `device`.
+        ValueError: an argument out of range; no such folder; or the buffer does not fit into what is free there.
     """
 
     def __init__(
@@ -131,10 +162,19 @@ class ReplayBuffer:
         n_step: int = 1,
         gamma: float = 0.99,
         obs_dtype: torch.dtype | None = None,
+        storage: str = "device",
         seed: int = 0,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self.device = torch.empty(0, device=device).device  # with its index, as tensors have it
+        folder = None if storage in ("device", "host") else Path(storage)
+        if folder is not None and not folder.is_dir():
+            raise ValueError(
+                f"--replay-storage {storage}: must be device, host, or a folder, and there is no such folder"
+            )
+        self.learner = torch.empty(0, device=device).device  # with its index, as tensors have it
+        """where batches go"""
+        self.device = self.learner if storage == "device" else torch.device("cpu")
+        """where transitions are kept"""
         self.num_envs, self.slots, self.max_episode_steps = num_envs, slots, max_episode_steps
         self.n_step, self.gamma = n_step, gamma
 
@@ -146,7 +186,10 @@ class ReplayBuffer:
             raise ValueError(f"n_step is {n_step}; with {slots} slots it must be from 1 to {slots - 1}")
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma is {gamma}; it must be from 0 to 1")
-        needed, free = predicted_bytes(tensors), free_bytes(self.device)
+        needed = predicted_bytes(tensors)
+        free, where = free_bytes(self.device), str(self.device)
+        if folder is not None:
+            free, where = shutil.disk_usage(folder).free, f"the disk of {folder}"
         if needed > free:
             fit = bisect_right(range(2, slots), free, key=lambda s: predicted_bytes(tensors_of(s)))  # slots - 1
             advice = [f"--buffer-size {fit * num_envs} fits" if fit else "take fewer --num-envs"]
@@ -154,14 +197,12 @@ class ReplayBuffer:
             if half < needed and half <= free:
                 advice.append(f"--replay-dtype bfloat16 needs {half / 2**30:.2f} GiB")
             raise ValueError(
-                f"the replay buffer needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free on {self.device}: "
+                f"the replay buffer needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free on {where}: "
                 + ", or ".join(advice)
             )
         if say is not None:
-            say(f"replay buffer of {(slots - 1) * num_envs:,} transitions: {needed / 2**20:,.0f} MiB on {self.device}")
-        self.storage = TensorDict(
-            {key: torch.zeros(shape, dtype=dtype, device=self.device) for key, (shape, dtype) in tensors.items()}
-        )
+            say(f"replay buffer of {(slots - 1) * num_envs:,} transitions: {needed / 2**20:,.0f} MiB on {where}")
+        self.storage = TensorDict(allocate(tensors, self.device, folder))
         self.privileged = "critic_obs" in tensors
         self.finals = tensors["obs"][0][0] - slots  # F
         # views of the same memory: row = slot * N + env
@@ -249,7 +290,7 @@ class ReplayBuffer:
 
     @torch.no_grad()
     def sample(self, batch_size: int) -> TensorDict:
-        """Return [B] transitions, drawn evenly with replacement from the valid ones, all on the buffer's device.
+        """Return [B] transitions, drawn evenly with replacement from the valid ones, all on the learner's device.
 
         Keys: `obs` and `next_obs` [B, *obs], `critic_obs` and `next_critic_obs` [B, *critic_obs] (the very same tensors
         where nothing is privileged), float32 or uint8; `action` [B, *action]; `reward` [B] float32, the sum of gamma^i
@@ -297,16 +338,16 @@ class ReplayBuffer:
         last, reward, discount, truncated = self._one_step(serial, place) if self.n_step == 1 else self._window(serial)
         after = self._successor(last, truncated)
         batch = {
-            "obs": self._take("obs", place),
-            "action": self._take("action", place),
-            "reward": reward,
-            "discount": discount,
-            "next_obs": self._take("obs", after),
+            "obs": self._read("obs", place),
+            "action": self._read("action", place),
+            "reward": self._deliver(reward),
+            "discount": self._deliver(discount),
+            "next_obs": self._read("obs", after),
         }
         if self.privileged:
             batch |= {
-                "critic_obs": self._take("critic_obs", place),
-                "next_critic_obs": self._take("critic_obs", after),
+                "critic_obs": self._read("critic_obs", place),
+                "next_critic_obs": self._read("critic_obs", after),
             }
         else:
             batch |= {"critic_obs": batch["obs"], "next_critic_obs": batch["next_obs"]}
@@ -345,11 +386,21 @@ class ReplayBuffer:
         return serial % (self.slots * self.num_envs)
 
     def _take(self, key: str, place: Tensor) -> Tensor:
-        """Return the rows `place` of one tensor, [*place, ...], as learners want them: no bfloat16."""
+        """Return the rows `place` of one tensor, [*place, ...], where they are kept."""
         rows = self._flat[key].index_select(0, place.flatten())
-        if place.ndim > 1:
-            rows = rows.view(*place.shape, *rows.shape[1:])
-        return rows.float() if rows.dtype == torch.bfloat16 else rows
+        return rows.view(*place.shape, *rows.shape[1:])
+
+    def _read(self, key: str, place: Tensor) -> Tensor:
+        """Return the rows `place` [B] of one tensor, [B, ...], as learners want them: beside them, and no bfloat16."""
+        source, rows = self._flat[key], None
+        if self.device != self.learner:  # gathered where a copy to the device need not wait
+            rows = torch.empty(len(place), *source.shape[1:], dtype=source.dtype, pin_memory=True)
+        found = torch.index_select(source, 0, place, out=rows).to(self.learner, non_blocking=True)
+        return found.float() if found.dtype == torch.bfloat16 else found
+
+    def _deliver(self, x: Tensor) -> Tensor:
+        """Return a tensor on the learner's device."""
+        return x if self.device == self.learner else x.pin_memory().to(self.learner, non_blocking=True)
 
     # ---- checkpoints ----
 

@@ -96,6 +96,8 @@ class Args:
     """numbers per contestant"""
     clock: Literal["wall", "cpu"] = "wall"
     """what is counted: wall-clock time, or processor time of all threads, which needs --device cpu"""
+    folder: str = ""
+    """a folder: time a replay buffer too that is kept in a file there"""
     compile: bool = False
     """compile both sides with torch.compile; takes minutes before the first number"""
     out: Path | None = None
@@ -482,13 +484,17 @@ def their_updates(rival: Reference, data: TensorDict) -> tuple[Call, ...]:
 
 
 def replay_calls(
-    args: fasttd3.Args, code: Code | None, env: VecEnv, slots: int, n_step: int
+    args: fasttd3.Args, code: Code | None, env: VecEnv, slots: int, n_step: int, storage: str = "device"
 ) -> tuple[ReplayBuffer, Calls, Calls]:
     """Return our replay buffer, and what each side does to sample a batch and to add a step. All buffers are full."""
     spaces = env.obs_space, env.critic_obs_space, env.action_space
     limit = env.max_episode_steps
     replay = ReplayBuffer(
-        env.num_envs, slots, *spaces, env.device, max_episode_steps=limit, n_step=n_step, gamma=args.gamma
+        *(env.num_envs, slots, *spaces, env.device),
+        max_episode_steps=limit,
+        n_step=n_step,
+        gamma=args.gamma,
+        storage=storage,
     )
     obs, critic_obs = env.reset(seed=0)
     replay.start(obs, critic_obs)
@@ -761,6 +767,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks = update_calls(ours, code, env, batch)
     tasks |= {"replay sample, n_step 1": one_step[0], "replay sample, n_step 3": three_steps[0]}
     tasks |= {"replay add": one_step[1]}
+    for name, storage in (("host", "host"), ("file", args.folder)):
+        if storage and (name == "file" or env.device.type != "cpu"):  # beside a learner on the CPU is on the host
+            _, sample, add = replay_calls(ours, None, env, args.slots, 1, storage)
+            tasks |= {f"replay sample, {name}": sample, f"replay add, {name}": add}
     for task, calls in tasks.items():
         measured = measure(list(calls.values()), args.repeats, env.device, clock)
         rows = results(task, calls, measured, least[task]["floor_ms"] if task in least else None)

@@ -331,6 +331,7 @@ REPLAY_EDGES = [
     {"n_step": 5, "policy_frequency": 1, "num_updates": 1},
     {"num_updates": 5, "policy_frequency": 3, "max_grad_norm": 0.1},
     {"replay_dtype": "bfloat16", "amp": "bfloat16"},
+    {"replay_storage": "."},
     {"learning_starts": 0, "gamma": 0.0, "tau": 1.0},
     {"adam_betas": (0.0, 0.0), "activation": "elu", "layer_norm": True},
     {"size": "small", "atoms": 2, "sem": True, "sem_temperature": 0.1},

@@ -1,6 +1,9 @@
 """The replay buffer against lists: every start, window, end, lap of the ring and seam between streams."""
 
+import errno
 import io
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -497,6 +500,47 @@ def test_continues_bit_for_bit(rows: int, dtype: torch.dtype) -> None:
         play(history, 1)
         history.buffer, history.counter, history.obs = second, counter, obs
         play(history, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_wherever_it_is_kept_it_is_the_same(dtype: torch.dtype, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    outcomes = [
+        rng.choice(["going", "terminated", "truncated", "spoilt"], 4, p=(0.7, 0.1, 0.1, 0.1)) for _ in range(50)
+    ]
+    batches = []
+    for storage in ("device", "host", str(tmp_path)):
+        history = History(4, 12, privileged=True, n_step=3, max_episode_steps=1, obs_dtype=dtype, storage=storage)
+        for each in outcomes:
+            history.add(list(each))
+        batches.append([history.buffer.sample(64) for _ in range(3)])
+        state = history.buffer.state_dict()
+    for batch, *others in zip(*batches, strict=True):
+        assert all((batch == other).all() for other in others)
+    assert list(tmp_path.iterdir()) == []  # the file has no name
+    state["ring"]["obs"].zero_()
+    assert (history.buffer.storage["obs"] != 0).any()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs an allocation that the disk can refuse")
+def test_a_disk_that_cannot_hold_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(storage: str) -> None:
+        ReplayBuffer(4, 1000, *2 * (vector_space(8),), ACTION, "cpu", max_episode_steps=100, storage=storage)
+
+    with pytest.raises(ValueError, match=r"--replay-storage .*absent: must be device, host, or a folder"):
+        make(str(tmp_path / "absent"))
+    with monkeypatch.context() as patch:
+        patch.setattr(replay.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 20, 1 << 20, 1 << 10))
+        with pytest.raises(ValueError, match=r"0.00 GiB are free on the disk of .*: --buffer-size 12 fits"):
+            make(str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(ValueError, match=f"^no replay buffer in {tmp_path}: No space left on device$"):
+        make(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def refuse(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_state_is_a_copy_of_what_is_used() -> None:
