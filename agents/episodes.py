@@ -154,7 +154,8 @@ def evaluate(
     Keys: `episodes` that count; their `episodic_return` (mean), `_std` (over episodes; 0 for a single one), `_min` and
     `_max`; mean `episodic_length` in steps; where the task reports success `success_rate`, the share of episodes that
     succeeded at any step, and `success_end`, at their last one; `unfinished`, how many of them are; `nonfinite`, how
-    many do not count since the simulator has spoilt them. Means and extremes of no episode at all are NaN.
+    many do not count since the simulator has spoilt them. Means and extremes of no episode at all are NaN. Where there
+    are several tasks, `episodic_return/TASK` and `success_rate/TASK` are those of each.
 
     Raises:
         ValueError: max_steps is not positive.
@@ -199,4 +200,8 @@ def evaluate(
     if reports_success:
         out["success_rate"] = float(success_once[keep].mean())
         out["success_end"] = float(success_end[keep].mean())
+    for name, group in env.tasks.items():
+        out[f"episodic_return/{name}"] = float(result[0][group][keep[group]].mean())
+        if reports_success:
+            out[f"success_rate/{name}"] = float(success_once[group][keep[group]].mean())
     return out

@@ -46,6 +46,7 @@ BACKENDS = {  # in the order in which "auto" tries them
         "envs.playground", "mujoco_playground", "pip install 'semrl[playground]'", "envpool", gpu=True
     ),
     "mjlab": Backend("envs.mjlab", "mjlab", "pip install 'semrl[mjlab]'", gpu=True),
+    "multitask": Backend("envs.multitask", "torch", "pip install torch"),
     "isaaclab": Backend("envs.isaaclab", "isaaclab", "see https://isaac-sim.github.io/IsaacLab", gpu=True),
     "humanoidbench_upstream": Backend(
         "envs.humanoidbench_upstream", "humanoid_bench", "see github.com/carlosferrazza/humanoid-bench"
@@ -92,9 +93,10 @@ def make(
     """Return `num_envs` environments that step together.
 
     Args:
-        task: a name that `python -m envs.list` lists, or `module:attribute` for an environment of your own: a class or
-            function of (num_envs, seed, device, and any options) that returns a `VecEnv`; or `module:Id` for a
-            Gymnasium environment that the module registers. It is looked for in the current directory too.
+        task: a name that `python -m envs.list` lists, or several joined by `+`; or `module:attribute` for an
+            environment of your own: a class or function of (num_envs, seed, device, and any options) that returns a
+            `VecEnv`; or `module:Id` for a Gymnasium environment that the module registers. It is looked for in the
+            current directory too.
         num_envs: N, at least 1.
         seed: of the run, at least 0. Neighbouring seeds share no random streams.
         device: where actions come from and tensors go to.
@@ -109,6 +111,8 @@ def make(
     if seed < 0:
         raise TaskError(f"seed is {seed}, must be at least 0")
     place = _device(device)
+    if "+" in task and backend == "auto":
+        backend = "multitask"
     if ":" in task and backend in ("auto", "gymnasium"):
         module, _, attribute = task.rpartition(":")
         own = _import_own(module)
@@ -140,7 +144,7 @@ def _backend_of(task: str, backend: str, device: Device) -> str:
     """Return the backend to make the task with."""
     if backend != "auto":
         # Gymnasium has ids of its own with a colon, which only the module in front of it registers.
-        if task in tasks(backend) or ":" in task:
+        if task in tasks(backend) or ":" in task or (backend == "multitask" and "+" in task):
             return backend
         elsewhere = [name for name in backends() if task in _usable(name)]
         if elsewhere:

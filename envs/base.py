@@ -89,6 +89,9 @@ class VecEnv(ABC):
     """steps after which an episode is truncated, None if it never is. Two truncations of one environment, rows that are
     not valid aside, are at least this far apart, over resets too: the replay buffer relies on it. A task whose clock is
     unknown says 1."""
+    tasks: Mapping[str, slice] = {}
+    """which environments have which task, where there are several: in this order a one-hot vector, the end of each
+    observation, says which"""
     deterministic: bool = True
     """the same seed and actions give the same rollout, bit for bit"""
     snapshots: bool = False

@@ -27,6 +27,7 @@ TASKS: list[tuple[str, str, int, dict[str, Any]]] = [
     ("gymnasium", "Hopper-v5", 60, SHORT),
     ("gymnasium", "Pendulum-v1", 60, SHORT),
     ("mjwarp", "Hopper-v5", 60, SHORT),
+    ("multitask", "MetaWorld/Reach-v3+MetaWorld/Push-v3", 15, SHORT),
 ]
 
 
