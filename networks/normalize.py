@@ -8,7 +8,8 @@ class RunningNorm(nn.Module):
     """Observations with running mean 0 and deviation 1: [..., *shape] to the same, float32.
 
     Mean and sum of squares are merged batch by batch in float64 (Chan et al., 1979), so that they equal those of all
-    data at once and do not drift over billions of samples. Before the first update it changes nothing.
+    data at once and do not drift over billions of samples. Before the first update it changes nothing. The last `keep`
+    features are no quantities, they come out as they go in.
     """
 
     count: Tensor
@@ -17,9 +18,9 @@ class RunningNorm(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, shape: int | tuple[int, ...], eps: float = 1e-2) -> None:
+    def __init__(self, shape: int | tuple[int, ...], eps: float = 1e-2, keep: int = 0) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.keep = eps, keep
         self.register_buffer("mean64", torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("square", torch.zeros(shape, dtype=torch.float64))  # sum of squared deviations
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
@@ -43,13 +44,16 @@ class RunningNorm(nn.Module):
         self.count.copy_(total)
         self.mean.copy_(self.mean64)
         self.scale.copy_(1.0 / ((self.square / total).sqrt() + self.eps))
+        if self.keep:
+            self.mean[..., -self.keep :], self.scale[..., -self.keep :] = 0, 1
 
 
 class RewardScale(nn.Module):
     """Rewards on the scale of the return's support: divided by the deviation of a running discounted return.
 
     The divisor is at least the largest such return seen, over `g_max`, so that returns stay within [-g_max, g_max].
-    Source: FastTD3's optional reward normalisation (arXiv 2505.22642, reference implementation).
+    Each task has a divisor of its own, where `task` [N] says which of several an environment has. Source: FastTD3's
+    optional reward normalisation (arXiv 2505.22642, reference implementation).
     """
 
     running: Tensor
@@ -57,25 +61,29 @@ class RewardScale(nn.Module):
     square: Tensor
     total: Tensor
     count: Tensor
+    task: Tensor
 
-    def __init__(self, num_envs: int, gamma: float, g_max: float) -> None:
+    def __init__(self, num_envs: int, gamma: float, g_max: float, task: Tensor | None = None) -> None:
         super().__init__()
         if not g_max > 0:
             raise ValueError(f"g_max is {g_max}, must be above 0")
         self.gamma = gamma
         self.g_max = g_max
+        task = torch.zeros(num_envs, dtype=torch.int64) if task is None else task
+        tasks = int(task.max()) + 1
+        self.register_buffer("task", task, persistent=False)
         self.register_buffer("running", torch.zeros(num_envs))
-        self.register_buffer("largest", torch.zeros(()))
-        self.register_buffer("total", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("square", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("largest", torch.zeros(tasks))
+        for name in ("total", "square", "count"):
+            self.register_buffer(name, torch.zeros(tasks, dtype=torch.float64))
 
-    def forward(self, reward: Tensor) -> Tensor:
-        """Return the scaled reward, same shape."""
+    def forward(self, reward: Tensor, task: Tensor | None = None) -> Tensor:
+        """Return the scaled reward [B], with the divisor of each one's task [B] int64, by default of the first."""
         mean = self.total / self.count.clamp(min=1)
         deviation = (self.square / self.count.clamp(min=1) - mean.square()).clamp(min=0).sqrt().float()
         divisor = torch.maximum(deviation, self.largest / self.g_max)
-        return reward / torch.where(divisor > 0, divisor, 1.0).clamp(min=1e-8)
+        divisor = torch.where(divisor > 0, divisor, 1.0).clamp(min=1e-8)
+        return reward / (divisor[0] if task is None else divisor[task])
 
     @torch.no_grad()
     def update(self, reward: Tensor, done: Tensor) -> None:
@@ -86,8 +94,8 @@ class RewardScale(nn.Module):
             seen.append(self.gamma * running + step_reward)
             running = seen[-1].masked_fill(step_done, 0.0)
         self.running.copy_(running)
-        wide = torch.stack(seen).double()
-        self.total += wide.sum()
-        self.square += wide.square().sum()
-        self.count += wide.numel()
-        self.largest.copy_(torch.maximum(self.largest, wide.abs().max()))
+        wide = torch.stack(seen).double()  # [T, N]
+        self.total.index_add_(0, self.task, wide.sum(0))
+        self.square.index_add_(0, self.task, wide.square().sum(0))
+        self.count.index_add_(0, self.task, wide.new_full((len(running),), len(seen)))
+        self.largest.scatter_reduce_(0, self.task, wide.abs().amax(0).float(), "amax")

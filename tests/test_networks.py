@@ -1126,6 +1126,32 @@ def test_reward_scale_takes_steps_one_by_one_or_together(seed: int, num_envs: in
             torch.testing.assert_close(getattr(whole, name), getattr(single, name), rtol=1e-12, atol=1e-12)
 
 
+def test_reward_scale_of_several_tasks_is_one_for_each() -> None:
+    torch.manual_seed(0)
+    task = torch.tensor([0, 2, 1, 0, 2, 1])
+    together, apart = RewardScale(6, 0.9, 2.0, task), [RewardScale(2, 0.9, 2.0) for _ in range(3)]
+    rewards = torch.randn(4, 10, 6) * (10.0**task)
+    dones = torch.rand(4, 10, 6) < 0.2
+    for reward, done in zip(rewards, dones, strict=True):
+        together.update(reward, done)
+        for number, scale in enumerate(apart):
+            scale.update(reward[:, task == number], done[:, task == number])
+    asked = torch.tensor([1, 1, 0, 2])
+    expected = torch.stack([apart[number](torch.tensor(3.0)) for number in asked.tolist()])
+    assert torch.equal(together(torch.full((4,), 3.0), asked), expected) and len(expected.unique()) == 3
+    assert "task" not in together.state_dict()
+
+
+def test_running_norm_leaves_the_last_features_alone() -> None:
+    torch.manual_seed(0)
+    x = 5 + 3 * torch.randn(50, 4)
+    whole, part = RunningNorm(4), RunningNorm(4, keep=2)
+    for norm in (whole, part):
+        norm.update(x[:30])
+        norm.update(x[30:])
+    assert torch.equal(part(x)[:, :2], whole(x)[:, :2]) and torch.equal(part(x)[:, 2:], x[:, 2:])
+
+
 def test_gradients_of_a_policy_in_closed_form_equal_autograd() -> None:
     torch.manual_seed(0)
     by_log_prob, by_entropy = torch.randn(2, 9, dtype=torch.float64)
