@@ -4,6 +4,8 @@
     python benchmarks/speed.py --reference CHECKOUT --out results.json  # beside the authors' code
     python benchmarks/speed.py ppo --help                               # PPO and SAC in training: benchmarks/rivals.py
     python benchmarks/speed.py envs --help                              # environments: benchmarks/simulators.py
+    python benchmarks/speed.py together --help                          # seeds side by side: benchmarks/together.py
+    python benchmarks/speed.py gpu --out FOLDER                         # all of it on a GPU, within ten minutes
 
 CHECKOUT is a copy of github.com/younggyoseo/FastTD3, which stays outside of this repository.
 
@@ -37,6 +39,7 @@ import inspect
 import json
 import math
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -55,7 +58,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from agents import config, fasttd3, machine
 from agents.manifest import git_revision, manifest
 from agents.replay import ReplayBuffer
-from benchmarks import rivals, simulators
+from benchmarks import rivals, simulators, together
 from benchmarks.rivals import ratio
 from envs.base import Step, VecEnv, vector_space
 from networks.normalize import RunningNorm
@@ -74,8 +77,8 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 class Args:
     """Time one update, one replay sample and one replay add of FastTD3, beside the authors' code if there is some.
 
-    With `ppo` as the first word: the training of PPO and SAC. With `envs`: steps of environments. Both have flags of
-    their own.
+    With `ppo` as the first word: the training of PPO and SAC. With `envs`: steps of environments. With `together`:
+    seeds side by side. With `gpu`: all of it on a GPU. Each has flags of its own.
     """
 
     reference: Path | None = None
@@ -716,6 +719,61 @@ def training(argv: Sequence[str]) -> None:
         config.fail(str(missing))
 
 
+@dataclass
+class GpuArgs:
+    """Take every number that this library has of a GPU, one command after the other, each into a file of its own."""
+
+    out: Path = Path("benchmarks/results")
+    """folder of the files, which are called gpu-*.json"""
+    reference: Path | None = None
+    """checkout of github.com/younggyoseo/FastTD3 to compare with"""
+    cleanrl: Path | None = None
+    """checkout of github.com/vwxyzjn/cleanrl to compare with"""
+    sb3_python: Path | None = None
+    """interpreter that has stable-baselines3"""
+    device: str = "cuda"
+    """which GPU: cuda, cuda:1"""
+    minutes: float = 10.0
+    """when the last command is stopped"""
+
+
+ON_GPU: dict[str, tuple[str, tuple[str, ...]]] = {  # name: command, and which of the flags it takes
+    "update": ("--batch-size 32768 --repeats 5 --folder {out}", ("reference",)),
+    "update-compiled": ("--batch-size 32768 --repeats 5 --compile", ("reference",)),
+    "ppo": ("ppo --repeats 5 --turn 8192 --tasks atari cheetah", ("cleanrl", "sb3_python")),
+    "envs": ("envs --tasks HalfCheetah-v5 Humanoid-v5 --backends mjwarp --worlds 1024 4096 16384 --repeats 3", ()),
+    "together": ("together --size reference --runs 1 2 4 --frames 60000", ()),
+    "together-small": ("together --size small --runs 1 2 4 8 --frames 20000", ()),
+}
+
+
+def on_gpu(argv: Sequence[str]) -> int:
+    """Run the commands of ON_GPU, as far as the time goes; returns 1 if one of them failed or had no time."""
+    args = config.parse(GpuArgs, argv=argv).args
+    config.require(args.out.is_dir(), f"--out {args.out}: there is no such folder")
+    config.require(args.minutes > 0, f"--minutes {args.minutes}: must be above 0")
+    try:
+        device = machine.resolve_device(args.device)
+    except ValueError as error:
+        config.fail(str(error))
+    end = time.monotonic() + 60 * args.minutes
+    missed = []
+    for name, (words, takes) in ON_GPU.items():
+        flags = {flag: getattr(args, flag) for flag in takes if getattr(args, flag) is not None}
+        more = [x for flag, value in flags.items() for x in (f"--{flag.replace('_', '-')}", str(value))]
+        out = args.out / f"gpu-{name}.json"
+        command = [*words.format(out=args.out).split(), "--device", device, *more, "--out", str(out)]
+        print(f"\n$ python benchmarks/speed.py {' '.join(command)}", flush=True)
+        try:
+            left = max(end - time.monotonic(), 0.0)
+            if subprocess.run([sys.executable, __file__, *command], timeout=left).returncode:
+                missed.append(f"{name} failed")
+        except subprocess.TimeoutExpired:
+            missed.append(f"{name} had no time left")
+    print("\n" + (f"not measured: {', '.join(missed)}" if missed else "all measured"))
+    return int(bool(missed))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Check that both sides compute the same, time them, and print and write the results."""
     argv = sys.argv[1:] if argv is None else argv
@@ -723,6 +781,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return training(argv[1:])
     if argv and argv[0] == "envs":
         return simulators.main(argv[1:])
+    if argv and argv[0] == "together":
+        return together.main(argv[1:])
+    if argv and argv[0] == "gpu":
+        sys.exit(on_gpu(argv[1:]))
     args = config.parse(Args, argv=argv).args
     ours, code = check(args)
     machine.keep_freed_memory()

@@ -31,7 +31,7 @@ from torch.distributed import run as torch_run
 
 import envs
 from agents import config
-from benchmarks import records, stats, study
+from benchmarks import records, rivals, simulators, speed, stats, study, together
 from envs.families import HUMANOIDBENCH, PLAYGROUND
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -208,18 +208,21 @@ def check_agent(name: str, words: Sequence[str]) -> None:
         raise ValueError(f"no backend is called {parsed.args.backend}")
 
 
+OF_SPEED = {"ppo": rivals.Args, "envs": simulators.Args, "together": together.Args, "gpu": speed.GpuArgs}
+
+
 def check_benchmark(name: str, words: Sequence[str]) -> None:
     """Parse the words as a program of `benchmarks` does; flags of agents as the agents do. Raises as `check_agent`."""
     program = importlib.import_module(f"benchmarks.{name}")
     cut = words.index("--") if "--" in words else len(words)
     own, rest = list(words[:cut]), list(words[cut + 1 :])
-    if name == "speed" and own[:1] in (["ppo"], ["envs"]):
-        program = importlib.import_module(f"benchmarks.{'rivals' if own[0] == 'ppo' else 'simulators'}")
-        own = own[1:]
+    settings = program.Args
+    if name == "speed" and own and (first := OF_SPEED.get(own[0])):
+        name, settings, own = own[0], first, own[1:]
     if name == "report":
         first = next((i for i, word in enumerate(own) if word.startswith("--")), len(own))
         own = (["--dirs", *own[:first]] if first else []) + own[first:]
-    parsed = config.parse(program.Args, argv=own)
+    parsed = config.parse(settings, argv=own)
     if name == "sweep":
         suite = parsed.args.suite
         if suite and not (ROOT / suite).is_file():
@@ -229,6 +232,8 @@ def check_benchmark(name: str, words: Sequence[str]) -> None:
             for task in grid.tasks:
                 for flags in grid.variants.values():
                     check_agent(agent, ["--env-id", task, *grid.flags, *flags])
+    elif name == "together":
+        check_agent(parsed.args.agent, ["--env-id", parsed.args.env_id, *rest])
     elif name == "tune":
         check_agent(parsed.args.agent, ["--env-id", parsed.args.task, *rest])
         known = {field.name for field in fields(importlib.import_module(f"agents.{parsed.args.agent}").Args)}
@@ -332,7 +337,9 @@ def test_a_wrong_command_is_seen(line: str, capsys: pytest.CaptureFixture[str]) 
 def test_flags_in_the_prose_exist() -> None:
     flags = {"--logdir", "--nproc-per-node", "--standalone", "--write", "--strict", "--no-"}
     modules = [f"agents.{name}" for name in (*AGENTS, "play", "export", "show")]
-    modules += [f"benchmarks.{n}" for n in ("sweep", "tune", "status", "report", "speed", "rivals", "simulators")]
+    modules += [
+        f"benchmarks.{n}" for n in ("sweep", "tune", "status", "report", "speed", "rivals", "simulators", "together")
+    ]
     for module in (*modules, "benchmarks.nonstationary"):
         names = [field.name.replace("_", "-") for field in fields(importlib.import_module(module).Args)]
         flags |= {f"--{prefix}{name}" for name in names for prefix in ("", "no-")}

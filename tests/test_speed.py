@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from agents import config, fastsac, fasttd3, ppo
-from benchmarks import rivals, simulators, speed
+from benchmarks import rivals, simulators, speed, together
 from benchmarks.rivals import Gate, Missing, Order, Pool, Program, Restarting, Row, Task, Turn
 from benchmarks.speed import Contestant, RandomEnv, Reference
 from envs.base import TaskError
@@ -780,3 +780,75 @@ def test_bad_input_to_the_timing_of_environments(words: str, message: str, capsy
         speed.main(["envs", *words.split()])
     err = capsys.readouterr().err
     assert stop.value.code == 2 and err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+# ---- side by side, and all on a GPU ----------------------------------------------------------------------------------
+
+
+def test_seeds_side_by_side_are_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "together --runs 1 2 --frames 400 --size small"
+    more = "--num-envs 4 --batch-size 8 --learning-starts 40 --num-updates 1"
+    speed.main([*words.split(), "--out", str(tmp_path / "out.json"), "--", *more.split()])
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert [row["runs"] for row in report["results"]] == [1, 2]
+    for row in report["results"]:
+        assert len(row["each"]) == row["runs"] and min(row["each"]) > 0
+        assert row["together"] == pytest.approx(sum(row["each"]))
+        assert row["to_one"] == pytest.approx(row["together"] / report["results"][0]["together"])
+    assert report["flags"] == more.split() and report["mps"] is False
+    assert "side by side: more bring less than 5%" in capsys.readouterr().out
+
+
+def test_frames_per_second_are_those_of_the_middle_of_a_run(tmp_path: Path) -> None:
+    rows = [f"x,x,1,charts/SPS,{step},0,{value}" for step, value in enumerate((1, 2, 5, 7, 6, 900))]
+    rows.insert(2, "x,x,1,charts/episodic_return,2,0,1e9")
+    (tmp_path / "metrics.csv").write_text("\n".join(["exp_name,env_id,seed,metric,step,wall_s,value", *rows]))
+    assert together.rate(tmp_path) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("together --runs 0", "--runs (0,)"),
+        ("together --frames 0", "--frames 0"),
+        ("together --threads -1", "--threads -1"),
+        ("together --out absent/x.json", "--out absent/x.json"),
+        ("together --env-id Absent-v9 --runs 2 --frames 100", "no task is called 'Absent-v9'"),
+        ("gpu --out absent", "--out absent"),
+        ("gpu --minutes 0 --out .", "--minutes 0.0"),
+        ("gpu --device cuda:99 --out .", "--device cuda:99"),
+    ],
+)
+def test_bad_flags_of_these_are_one_line(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        speed.main(words.split())
+    assert stop.value.code == 2
+    assert message in (errors := capsys.readouterr().err) and len(errors.strip().splitlines()) == 1
+
+
+def test_all_rows_of_a_gpu_are_legal_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[list[str]] = []
+
+    def run(command: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
+        assert 0 < timeout <= 600
+        done.append(command[2:])
+        return subprocess.CompletedProcess(command, int("together" in command))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(SystemExit) as stop:
+        speed.main(f"gpu --out {tmp_path} --device cpu --reference {tmp_path} --cleanrl {tmp_path}".split())
+    assert stop.value.code == 1  # one has failed, the others were run
+    kinds = {"ppo": rivals.Args, "envs": simulators.Args, "together": together.Args}
+    for words in done:
+        kind = kinds.get(words[0], speed.Args)
+        args = config.parse(kind, argv=words[1:] if words[0] in kinds else words).args
+        assert args.device == "cpu" and args.out.parent == tmp_path  # type: ignore[attr-defined]
+    assert len(done) == len(speed.ON_GPU)
+    assert sum("--reference" in words for words in done) == 2
+
+
+def test_a_gpu_s_rows_end_with_their_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        speed.main(f"gpu --out {tmp_path} --device cpu --minutes 0.001".split())
+    assert stop.value.code == 1
+    assert "not measured: update had no time left, update-compiled had no time left" in capfd.readouterr().out
