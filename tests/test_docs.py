@@ -182,7 +182,11 @@ def help_flags(module: str) -> frozenset[str]:
 @cache
 def known_tasks() -> set[str]:
     """Return the tasks of the simulators that are always here."""
-    return {task for backend in ("torch", "humanoidbench", "envpool", "gymnasium") for task in envs.tasks(backend)}
+    return {
+        task
+        for backend in ("torch", "humanoidbench", "envpool", "gymnasium", "multitask")
+        for task in envs.tasks(backend)
+    }
 
 
 def no_such_task(task: str) -> str:
@@ -612,7 +616,7 @@ RUNNABLE = [(page, block) for page in PAGES for block in blocks(read(page)) if b
 
 
 def test_there_is_something_to_run() -> None:
-    assert {block.runnable for _, block in RUNNABLE} >= {"my_env.py", "search.py"}
+    assert {block.runnable for _, block in RUNNABLE} >= {"my_env.py", "robot.py", "search.py"}
 
 
 @pytest.mark.parametrize("block", [block for _, block in RUNNABLE], ids=[block.runnable for _, block in RUNNABLE])
@@ -632,6 +636,14 @@ DONE_WITH = {
             "agents.fasttd3",
             "--env-id my_env:Pendulum --sem --size small --num-envs 8 --total-timesteps 480 --learning-starts 400 "
             "--eval-every 0 --quiet",
+        ),
+    ],
+    "robot.py": [
+        ("envs.check", "robot:Robot --steps 20"),
+        (
+            "agents.fasttd3",
+            "--env-id robot:Robot --sem --size small --num-envs 4 --total-timesteps 400 --learning-starts 40 "
+            "--num-updates 1 --eval-every 0 --quiet",
         ),
     ],
     "search.py": [

@@ -155,8 +155,8 @@ def allows_own(module: str, target: str) -> bool:
     if package == "agents":
         usable = [*SHARED, *(AGENTS if module in VERBS else [])]
         return into == "networks" or target in ("envs", "envs.base", "envs.families", "envs.pictures", *usable)
-    users = ("benchmarks.speed", "benchmarks.simulators", "benchmarks.nonstationary")  # of networks and environments
-    return into == "benchmarks" or target == "agents.config" or module in users
+    users = ("speed", "simulators", "together", "nonstationary")  # of networks, environments and manifests
+    return into == "benchmarks" or target == "agents.config" or module.removeprefix("benchmarks.") in users
 
 
 def allows(module: str, target: str, lazy: bool) -> bool:
