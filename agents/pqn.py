@@ -370,7 +370,7 @@ class PQN:
         if args.anneal_lr:
             self.optimizer.lr.fill_(args.learning_rate * max(1 - progress, 0.0))
         done = min(progress / args.exploration_fraction, 1.0) if args.exploration_fraction > 0 else 1.0
-        self.epsilon = args.epsilon_start + (args.epsilon_end - args.epsilon_start) * done
+        self.epsilon = (1 - done) * args.epsilon_start + done * args.epsilon_end
 
     # ---- reporting and saving ----
 
@@ -475,12 +475,18 @@ def sem_config(args: Args) -> Bottleneck | None:
 
 # ---- settings --------------------------------------------------------------------------------------------------------
 
-SMALL = {
+SMALL = {  # the paper's cadence for Atari, which learns CartPole in a tenth of the frames of CleanRL's pqn
     "num_envs": 32,
     "eval_envs": 16,
     "total_timesteps": 524_288,
+    "learning_rate": 1e-3,
+    "epsilon_end": 0.05,
+    "exploration_fraction": 0.5,
+    # Values near 1, as for PPO: with SEM and raw rewards CartPole ended between 145 and 181, with this at 500. Without
+    # SEM it ends the wavering between 400 and 500.
+    "reward_norm": True,
     "critic_hidden": (128, 128),
-    "sem_critic_groups": 32,
+    "sem_critic_groups": 32,  # with 2 of 64 and 8 of 16 CartPole ended below 485
     "sem_critic_vertices": 4,
     "log_every": 10_240,
     "eval_every": 51_200,
@@ -491,7 +497,12 @@ SMALL = {
 # of the paper's Atari for a thousand environments in a GPU simulator.
 PRESETS: tuple[config.Row, ...] = (
     ("any task", ("*",), "small", SMALL),
-    ("classic control", CLASSIC, None, {**SMALL}),
+    (
+        "classic control",
+        CLASSIC,
+        None,
+        {**SMALL, "total_timesteps": 204_800, "log_every": 5_120, "eval_every": 20_480, "save_every": 51_200},
+    ),
     (
         "Atari",  # CleanRL's pqn_atari_envpool
         ATARI,
