@@ -17,18 +17,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents import fastsac, fasttd3, ppo, show
+from agents import fastsac, fasttd3, ppo, pqn, show
 from agents.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "--device cpu --size small --num-envs 4 --eval-envs 2 --total-timesteps 80 --log-every 40 --eval-every 40"
-TINY += " --save-every 40 --actor-hidden 16 16 --critic-hidden 16 16 --sem --sem-actor-groups 2 --sem-actor-vertices 8"
-TINY += " --sem-critic-groups 4 --sem-critic-vertices 4 --amp off --threads 1 --quiet --env-id PointMass-v0"
-OFF_POLICY = "--learning-starts 8 --batch-size 32 --buffer-size 160 --num-updates 1 --atoms 11"
+TINY += " --save-every 40 --critic-hidden 16 16 --sem --sem-critic-groups 4 --sem-critic-vertices 4 --amp off"
+TINY += " --threads 1 --quiet"
+ACTOR = "--env-id PointMass-v0 --actor-hidden 16 16 --sem-actor-groups 2 --sem-actor-vertices 8"
+ON_POLICY = "--num-steps 10 --num-minibatches 4 --update-epochs 2"
+OFF_POLICY = f"{ACTOR} --learning-starts 8 --batch-size 32 --buffer-size 160 --num-updates 1 --atoms 11"
 KINDS: dict[str, tuple[ModuleType, str]] = {
     "fasttd3": (fasttd3, OFF_POLICY),
     "fastsac": (fastsac, OFF_POLICY),
-    "ppo": (ppo, "--num-steps 10 --num-minibatches 4 --update-epochs 2"),
+    "ppo": (ppo, f"{ACTOR} {ON_POLICY}"),
+    "pqn": (pqn, f"--env-id ClosedFormDiscrete-v0 {ON_POLICY}"),
 }
 SECTIONS = (
     *("Worth a look", "Settings that are not defaults", "Evaluation", "Where the time went", "Diagnostics", "Health"),
