@@ -117,8 +117,10 @@ def test_a_run_that_is_done(kind: str, trained: dict[str, Path], capsys: pytest.
     assert contents(run_dir) == before
     assert [title for title in SECTIONS if section(out, title)] == list(SECTIONS)
     assert re.search(r"^state +done: 80 of 80 frames in \d", out, re.MULTILINE)
-    assert re.search(rf"^agent +{kind} \({kind}\) on PointMass-v0, seed 1, 4 environments$", out, re.MULTILINE)
-    assert "SEM    actor L=2 V=8, critics L=4 V=4, temperature 1.0\n" in out
+    task = "ClosedFormDiscrete-v0" if kind == "pqn" else "PointMass-v0"
+    assert re.search(rf"^agent +{kind} \({kind}\) on {task}, seed 1, 4 environments$", out, re.MULTILINE)
+    actor = "" if kind == "pqn" else "actor L=2 V=8, "
+    assert f"SEM    {actor}critics L=4 V=4, temperature 1.0\n" in out
 
     # Settings: exactly those that are no defaults, or not what the presets say; computed by another way.
     saved = {
