@@ -69,6 +69,18 @@ class Pixels(nn.Module):
         return image.to(dtype) / 255
 
 
+class ImageNorm(nn.LayerNorm):
+    """Layer normalisation over channels and pixels: [B, C, H, W], with a gain and a bias for each [H, W, C].
+
+    In the order that images have in memory with the channels last, where the order of `nn.LayerNorm` is a copy there
+    and back: a tenth of the time of the convolutions on a CPU.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return [B, C, H, W]."""
+        return super().forward(image.movedim(1, -1)).movedim(-1, 1)
+
+
 def nature_cnn(shape: Sequence[int], norm: bool = False) -> tuple[nn.Sequential, int]:
     """Return the convolutions of the Nature DQN, [B, *shape] uint8 to [B, width], and the width.
 
@@ -87,6 +99,6 @@ def nature_cnn(shape: Sequence[int], norm: bool = False) -> tuple[nn.Sequential,
         layers.append(nn.Conv2d(channels, filters, kernel, stride))
         channels, sides = filters, [(side - kernel) // stride + 1 for side in sides]
         if norm:
-            layers.append(nn.LayerNorm((channels, *sides), NORM_EPS))
+            layers.append(ImageNorm((*sides, channels), NORM_EPS))
         layers.append(nn.ReLU())
     return nn.Sequential(*layers, nn.Flatten()), channels * sides[0] * sides[1]

@@ -529,7 +529,7 @@ def test_nature_cnn_with_norms_is_plain_torch() -> None:
     """After each convolution, over channels and pixels."""
     torch.manual_seed(0)
     cnn, width = nature_cnn((4, 84, 84), norm=True)
-    sizes = [(32, 20, 20), (64, 9, 9), (64, 7, 7)]
+    sizes = [(20, 20, 32), (9, 9, 64), (7, 7, 64)]
     norms = [layer for layer in cnn if isinstance(layer, nn.LayerNorm)]
     assert [norm.normalized_shape for norm in norms] == sizes and width == 3136
     with torch.no_grad():
@@ -543,9 +543,12 @@ def test_nature_cnn_with_norms_is_plain_torch() -> None:
             x = torch.nn.functional.conv2d(x, layer.weight.double(), layer.bias.double(), layer.stride)
         elif isinstance(layer, nn.LayerNorm):
             mean, variance = x.mean((1, 2, 3), keepdim=True), x.var((1, 2, 3), correction=0, keepdim=True)
-            x = (x - mean) / (variance + 1e-5).sqrt() * layer.weight + layer.bias
+            gain, bias = (p.movedim(-1, 0) for p in layer.parameters())
+            x = (x - mean) / (variance + 1e-5).sqrt() * gain + bias
             x = x.clamp(min=0)
-    torch.testing.assert_close(cnn(image).double(), x.flatten(1), rtol=1e-4, atol=1e-4)
+    for memory in (torch.contiguous_format, torch.channels_last):
+        out = cnn(image.contiguous(memory_format=memory))
+        torch.testing.assert_close(out.double(), x.flatten(1), rtol=1e-4, atol=1e-4)
 
 
 def test_pixels_span_zero_to_one() -> None:

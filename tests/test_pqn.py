@@ -469,7 +469,7 @@ LAYER, PLAIN = ["Linear", "LayerNorm", "ReLU"], ["Linear", "ReLU"]
 def test_what_the_network_is_made_of(images: bool, changes: dict, torso: list[str]) -> None:
     agent, env = make_agent(tiny(**(IMAGES if images else {}), **changes))
     layers = [type(layer).__name__ for layer in (*agent.trunk, *agent.critic.torso)]
-    norms = ["LayerNorm"] if changes.get("layer_norm", True) else []
+    norms = ["ImageNorm"] if changes.get("layer_norm", True) else []
     assert layers == (["Pixels", *3 * ["Conv2d", *norms, "ReLU"], "Flatten"] if images else []) + torso
     assert all((m.config.groups, m.config.vertices) == (4, 4) for m in agent.modules.modules() if type(m) is SEM)
     report = agent.report(agent.estimate(*roll(agent, env, 4)))
