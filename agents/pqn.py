@@ -439,7 +439,7 @@ def lambda_returns(
     target[t] = reward[t] + gamma (lambda target[t + 1] + (1 - lambda) next_value[t]), with next_value[t] alone where
     the next row does not follow. The value after a terminated step counts as 0; `next_value` is the best of the true
     successor, so an episode that the clock has ended is treated exactly. Returns go on where an action was drawn.
-    Source: Gallici et al., arXiv 2407.04811, section 4; Peng and Williams, "Incremental Multi-Step Q-Learning" (1996).
+    Source: Gallici et al., arXiv 2407.04811; Peng and Williams, "Incremental Multi-Step Q-Learning" (1996).
 
     Args:
         reward: [T, N], and so are all the others.
@@ -515,7 +515,13 @@ PRESETS: tuple[config.Row, ...] = (
             "num_steps": 128,
             "num_minibatches": 4,
             "update_epochs": 4,
+            "learning_rate": 2.5e-4,
+            "epsilon_end": 0.01,
+            "exploration_fraction": 0.1,
+            "reward_norm": False,
             "critic_hidden": (512,),
+            "sem_critic_groups": 64,
+            "sem_critic_vertices": 8,
             "log_every": 10_240,
             "eval_every": 512_000,
             "save_every": 512_000,

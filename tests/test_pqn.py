@@ -14,7 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 import envs
-from agents import pqn
+from agents import config, pqn
 from agents.checkpoint import newest_checkpoint
 from agents.pqn import LOSSES, PQN, Args, lambda_returns, take
 from envs.base import Step, VecEnv
@@ -536,6 +536,19 @@ def test_the_last_rollout_is_a_whole_one(tmp_path: Path) -> None:
     run_dir = run_main(tmp_path, total_timesteps=330)  # nine rollouts of 40
     assert list(curve(run_dir, "eval/episodic_return")) == [160, 320, 360]
     assert list(curve(run_dir, "losses/td_loss")) == [80, 160, 240, 320, 360]
+
+
+@pytest.mark.parametrize("task", ["Pong-v5", "CartPole-v1"])
+def test_tasks_with_settings_of_their_own_have_them_at_every_size(task: str) -> None:
+    """What size small sets for any task does not shine through."""
+    words = ["--env-id", task, "--device", "cpu"]
+    small, reference = (config.parse(Args, pqn.presets, [*words, "--size", s]).args for s in ("small", "reference"))
+    assert replace(small, size="reference") == reference
+    if task == "Pong-v5":  # CleanRL's
+        assert (small.num_envs, small.num_steps, small.num_minibatches, small.update_epochs) == (8, 128, 4, 4)
+        assert (small.learning_rate, small.q_lambda, small.gamma, small.max_grad_norm) == (2.5e-4, 0.65, 0.99, 10.0)
+        assert (small.epsilon_start, small.epsilon_end, small.exploration_fraction) == (1.0, 0.01, 0.1)
+        assert small.anneal_lr and not small.reward_norm and not small.obs_norm
 
 
 ATARI = {"num_envs": 2, "eval_envs": 2, "env_threads": 1, "critic_hidden": (16,), "num_steps": 64, "update_epochs": 1}
