@@ -9,7 +9,8 @@ scaling are in it, and the policy is the deterministic one that runs are evaluat
 batch, of any size.
 
     policy.onnx     input `obs`; output `action`, float32 [B, A] within the task's range; of discrete actions int64 [B],
-                    the most likely one, and a second output `logits`, float32 [B, n], the logarithms of probabilities
+                    the best one, and a second output, float32 [B, n]: `logits`, the logarithms of probabilities, or
+                    the `values` that PQN gives to actions
     policy.pt2      the same for `torch.export.load`, on a CPU
     policy.json     observation, action, control time step, SEM, where it comes from, versions, checksums
     run_policy.py   a program, and a module: `Policy(folder)(obs)`; it checks the other three, and is yours to change
@@ -54,7 +55,7 @@ from networks.sem import SEM
 
 SCHEMA = 1
 LIMIT = 1e-5
-"""largest error that is let through: of actions in halves of their range, of logits over the larger of 1 and |logit|"""
+"""largest error that is let through: of actions in halves of their range, of logits and values over |x|, at least 1"""
 OPSET = 18
 """of ONNX: what onnxruntime has read since 1.14"""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -96,7 +97,7 @@ class Policy:
         self._session = onnxruntime.InferenceSession(files["policy.onnx"], options, ["CPUExecutionProvider"])
 
     def outputs(self, obs):
-        """Return [action], or [action, logits] where actions are discrete."""
+        """Return what `about` calls its outputs: the action, and of discrete ones logits or values."""
         obs = np.asarray(obs).astype(self.dtype, casting="same_kind", copy=False)
         if obs.shape == self.shape:
             return [rows[0] for rows in self.outputs(obs[None])]
@@ -222,7 +223,7 @@ def first_copy(network: nn.Module) -> nn.Module:
 
 
 class Deployed(nn.Module):
-    """Raw observations of a task to actions in its own units: [B, *obs] to [B, A], or to [B] and logits [B, n]."""
+    """Raw observations of a task to actions in its own units: [B, *obs] to [B, A], or to [B] and scores [B, n]."""
 
     low: Tensor
     high: Tensor
@@ -231,16 +232,19 @@ class Deployed(nn.Module):
 
     def __init__(self, agent: Any, action: dict[str, Any]) -> None:
         super().__init__()
-        parts = [agent.obs_norm, getattr(agent, "trunk", nn.Identity()), agent.actor]
+        self.scores = "logits" if hasattr(agent, "actor") else "values"  # what discrete actions are chosen by
+        actor = getattr(agent, "actor", None) or agent.critic
+        parts = [agent.obs_norm, getattr(agent, "trunk", nn.Identity()), actor]
         # Where actor and critic are two copies of one trunk, the actor is the first.
         self.norm, self.trunk, self.actor = (first_copy(copy.deepcopy(part)) for part in parts)
         for x in self.parameters():  # each in memory of its own and in rows, whatever order training likes
             x.data = x.detach().clone(memory_format=torch.contiguous_format)
-        clip = getattr(agent.args, "obs_clip", None)  # PPO bounds what it has normalised
+        clip = getattr(agent.args, "obs_clip", None)  # PPO and PQN bound what they have normalised
         self.clip = clip if isinstance(agent.obs_norm, RunningNorm) else None
         self.shape = action["shape"]
         self.start = action.get("start", 0)
-        if action["kind"] == "continuous":
+        self.discrete = action["kind"] == "discrete"
+        if not self.discrete:
             low, high = (torch.tensor(action[name], dtype=torch.float64) for name in ("low", "high"))
             bounds = {"low": low, "high": high, "centre": (low + high) / 2, "reach": (high - low) / 2}
             for name, value in bounds.items():
@@ -249,14 +253,15 @@ class Deployed(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, obs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Return action, or action and logits."""
+        """Return action, or action and scores."""
         x = self.norm(obs)
         if self.clip is not None:
             x = x.clamp(-self.clip, self.clip)
         out = self.actor(self.trunk(x))
-        if isinstance(out, Categorical):
-            best = out.mode()
-            return (best + self.start if self.start else best), out.log_probs
+        if self.discrete:
+            scores = out.log_probs if isinstance(out, Categorical) else out
+            best = scores.argmax(-1)
+            return (best + self.start if self.start else best), scores
         mode = out if isinstance(out, Tensor) else out.mode()
         if len(self.shape) != 1:
             mode = mode.unflatten(-1, self.shape) if self.shape else mode.squeeze(-1)
@@ -337,7 +342,7 @@ def load_packages() -> Any:
 
 
 Runner = Callable[[np.ndarray], list[np.ndarray]]
-"""observations [B, *obs] -> [action], or [action, logits]"""
+"""observations [B, *obs] -> [action], or [action, scores]"""
 
 
 def onnx_runner(runtime: Any, model: bytes) -> Runner:
@@ -375,23 +380,24 @@ def record(agent: Any, env: VecEnv, count: int, seed: int) -> tuple[Tensor, np.n
     return torch.cat(seen)[:count], np.concatenate(done)[:count]
 
 
-def worst(action: dict[str, Any], found: list[np.ndarray], agents: np.ndarray, logits: np.ndarray | None) -> float:
+def worst(action: dict[str, Any], found: list[np.ndarray], agents: np.ndarray, scores: np.ndarray | None) -> float:
     """Return the largest error of a graph's outputs; NaN where one is not finite.
 
     Args:
         action: what policy.json says of it.
         found: outputs of the graph.
         agents: actions of the agent, as the task gets them.
-        logits: of the agent's policy, where actions are discrete. The graph's choice must also be as likely as the
-            agent's own, up to the error.
+        scores: logits or values of the agent, where actions are discrete. The graph's choice must also have the score
+            of the agent's own, up to the error.
     """
-    if logits is None:
+    if scores is None:
         half = (np.array(action["high"]) - np.array(action["low"])) / 2
         gap = np.abs(found[0].astype(np.float64) - agents)
         return float((gap / np.where(half > 0, half, 1)).max())
     rows = np.arange(len(agents))
-    regret = logits[rows, agents - action["start"]] - logits[rows, found[0] - action["start"]]
-    spread = np.abs(found[1].astype(np.float64) - logits) / np.maximum(1, np.abs(logits))
+    own = scores[rows, agents - action["start"]]
+    regret = (own - scores[rows, found[0] - action["start"]]) / np.maximum(1, np.abs(own))
+    spread = np.abs(found[1].astype(np.float64) - scores) / np.maximum(1, np.abs(scores))
     return float(max(spread.max(), np.abs(regret).max()))
 
 
@@ -519,8 +525,8 @@ def export(args: Args) -> None:
     module = agent_module(run_dir)
     runtime = load_packages()
     trained = read_args(run_dir, module.Args)
-    # The agent as it is deployed: float32, and the most likely action even where the run evaluates drawn ones.
-    plain = {"amp": "off", "eval_sample": False}
+    # The agent as it is deployed: float32, and the best action even where the run evaluates drawn ones.
+    plain = {"amp": "off", "eval_sample": False, "eval_epsilon": 0.0}
     now = settings(trained, "cpu")
     now = replace(now, **{f.name: plain[f.name] for f in fields(now) if f.name in plain})
     agent, step = trained_policy(module, now, run_dir, args.step, "exporting")
@@ -534,13 +540,13 @@ def export(args: Args) -> None:
         env.close()
     policy = Deployed(agent, action)
     program = trace(policy, obs)
-    outputs = ["action", "logits"] if action["kind"] == "discrete" else ["action"]
+    outputs = ["action", policy.scores] if policy.discrete else ["action"]
     onnx = to_onnx(program, outputs)
 
     seen = obs.numpy()
     runners = {"policy.onnx": onnx_runner(runtime, onnx), "policy.pt2": torch_runner(program.module())}
-    logits = in_pieces(torch_runner(policy), seen)[1].astype(np.float64) if len(outputs) > 1 else None
-    errors = {name: worst(action, in_pieces(run, seen), acted, logits) for name, run in runners.items()}
+    scores = in_pieces(torch_runner(policy), seen)[1].astype(np.float64) if policy.discrete else None
+    errors = {name: worst(action, in_pieces(run, seen), acted, scores) for name, run in runners.items()}
     for name, error in errors.items():
         if not error <= LIMIT:
             raise CannotExport(f"{name} differs from the agent by {error:.2g}, more than {LIMIT:g}: nothing is written")
@@ -587,7 +593,7 @@ def report(about: dict[str, Any], out: Path) -> str:
     obs, action, sem = about["observation"], about["action"], about["sem"]
     dt, parts = about["control_dt_s"], ", ".join(f"{part['name']} {part['size']}" for part in obs["layout"])
     setting = f"SEM L={sem['groups']} V={sem['vertices']} tau={sem['temperature']:g}" if sem else "no SEM"
-    what = f"one of {action.get('n')}, and logits"
+    what = f"one of {action.get('n')}, and {about['outputs'][-1]}"
     if action["kind"] == "continuous":
         what = f"{action['shape']} from {np.min(action['low']):g} to {np.max(action['high']):g}"
     taken = ", ".join(f"{name} {one['median_us']:.0f} µs" for name, one in about["latency"].items())

@@ -209,7 +209,7 @@ class Args:
     sem_critic_vertices: int = 64
     """V of the critics' embedding; L * V is by default the width of the layer that it replaces"""
     sem_temperature: float = 1.0
-    """tau of the softmax in both; the paper's code has 1"""
+    """tau of the softmax; the paper's code has 1"""
     sem_learned_temperature: bool = False
     """learn tau, one for each network, from --sem-temperature on"""
 

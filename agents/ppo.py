@@ -128,7 +128,7 @@ class Args:
     num_minibatches: int = 4
     """minibatches per pass; must divide N * T"""
     learning_rate: float = 1e-3
-    """learning rate of actor and critic at the start"""
+    """learning rate at the start"""
     lr_schedule: Literal["constant", "linear", "adaptive"] = "adaptive"
     """linear falls to 0; adaptive divides or multiplies by 1.5 to keep the KL divergence near --desired-kl"""
     desired_kl: float = 0.01
@@ -193,7 +193,7 @@ class Args:
     sem_critic_vertices: int = 64
     """V of the critics' embedding; L * V is by default the width of the layer that it replaces"""
     sem_temperature: float = 1.0
-    """tau of the softmax in both; the paper's code has 1"""
+    """tau of the softmax; the paper's code has 1"""
     sem_learned_temperature: bool = False
     """learn tau, one for each network, from --sem-temperature on"""
 

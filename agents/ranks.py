@@ -3,10 +3,11 @@
     torchrun --standalone --nproc-per-node 2 agents/fasttd3.py --sem --env-id Humanoid-v5
 
 Flags mean what they mean for one process: environments, batch and replay buffer are divided over the processes, frames
-are counted over all of them. Gradients are averaged (PPO's are summed, with weights that count all rows), normalisers
-learn from the observations of all. So every process has the same parameters, bit for bit, and two of them compute what
-one would, within the rounding of float32, from batches that have the same rows. The first process evaluates, logs and
-writes; in checkpoints each has files of its own. "Rank" is torch.distributed's word for the number of a process.
+are counted over all of them. Gradients are averaged (those of PPO and PQN are summed, with weights that count all
+rows), normalisers learn from the observations of all. So every process has the same parameters, bit for bit, and two of
+them compute what one would, within the rounding of float32, from batches that have the same rows. The first process
+evaluates, logs and writes; in checkpoints each has files of its own. "Rank" is torch.distributed's word for the number
+of a process.
 """
 
 import atexit

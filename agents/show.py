@@ -257,7 +257,7 @@ def sem(settings: Mapping[str, Any]) -> str:
     parts = [
         f"{name} L={settings.get(f'sem_{key}_groups')} V={settings.get(f'sem_{key}_vertices')}"
         for key, name in (("actor", "actor"), ("critic", "critics"))
-        if settings.get(f"sem_{key}")
+        if settings.get(f"sem_{key}", f"sem_{key}_groups" in settings)  # an only network has no switch of its own
     ]
     shapes = ", ".join(parts) or "in no network"
     if rival:

@@ -97,6 +97,31 @@ class ValueCritic(nn.Module):
         return float32(self.head, self.torso(obs))[..., 0]
 
 
+class DiscreteCritic(nn.Module):
+    """Value of each of n actions for each observation: [B, D] to [B, n].
+
+    `hidden` may be empty, as in `ValueCritic`.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        actions: int,
+        hidden: Sequence[int],
+        sem: SEMConfig | None = None,
+        activation: Activation = "relu",
+        norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.torso, width = mlp_torso(obs_dim, hidden, sem, activation=activation, norm=norm)
+        self.head = nn.Linear(width, actions)
+        orthogonal_(self, math.sqrt(2))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Return [B, n] float32."""
+        return float32(self.head, self.torso(obs))
+
+
 def project(probs: Tensor, atoms: Tensor, support: Tensor) -> Tensor:
     """Return the probabilities on `support` of a distribution whose atoms have moved elsewhere: [..., B, K] float32.
 

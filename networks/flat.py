@@ -1,5 +1,6 @@
 """The parameters of a network as one vector, and its optimiser."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -72,9 +73,13 @@ class AdamW:
         self.count = torch.zeros((), device=device)  # of steps, float32 as the kernel wants it
         self.mean, self.square = torch.zeros_like(self.vector.detach()), torch.zeros_like(self.vector.detach())
 
-    @torch.no_grad()
     def step(self) -> None:
         """Move the vector by its gradient."""
+        self.move(self.lr, self.eps)
+
+    @torch.no_grad()
+    def move(self, lr: Tensor, eps: float) -> None:
+        """Take a step with this learning rate, and this floor of the root mean square."""
         assert self.vector.grad is not None
         self.count += 1
         torch._fused_adamw_(
@@ -84,11 +89,11 @@ class AdamW:
             [self.square],
             [],  # the largest squares, of amsgrad
             [self.count],
-            lr=self.lr,
+            lr=lr,
             beta1=self.betas[0],
             beta2=self.betas[1],
             weight_decay=self.weight_decay,
-            eps=self.eps,
+            eps=eps,
             amsgrad=False,
             maximize=False,
         )
@@ -101,3 +106,40 @@ class AdamW:
         """Continue from `state_dict` of an optimiser of as many parameters."""
         for name, mine in self.state_dict().items():
             mine.copy_(state[name])
+
+
+class RAdam(AdamW):
+    """RAdam (Liu et al., 2020) of one vector.
+
+    The numbers are those of `torch.optim.RAdam`, within rounding. Adam's step is shortened while its second moment is
+    of too few gradients to be trusted, and the first ones, here five, go by the first moment alone.
+    """
+
+    def __init__(self, flat: Flat, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+        super().__init__(flat, lr, betas, eps)
+        self.steps = 0  # as `count`, where no device has to be waited for
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the vector by its gradient."""
+        assert self.vector.grad is not None
+        self.steps += 1
+        beta1, beta2 = self.betas
+        known = 1 - beta2**self.steps  # the share of the second moment that is not its start, 0
+        longest = 2 / (1 - beta2) - 1  # gradients in the memory of the second moment: at most, and now
+        length = longest - 2 * self.steps * (1 - known) / known
+        if length <= 5:
+            self.count += 1
+            self.mean.lerp_(self.vector.grad, 1 - beta1)
+            self.square.mul_(beta2).addcmul_(self.vector.grad, self.vector.grad, value=1 - beta2)
+            self.vector.sub_(self.mean * (self.lr / (1 - beta1**self.steps)))
+            return
+        ratio = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+        self.move(
+            self.lr * math.sqrt(ratio), self.eps / math.sqrt(known)
+        )  # Adam corrects the moment before it adds eps
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict` of an optimiser of as many parameters."""
+        super().load_state_dict(state)
+        self.steps = int(self.count)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.bottlenecks import Bottleneck, bottleneck
-from networks.layers import layer_norm, linear
+from networks.layers import NORM_EPS, layer_norm, linear
 from networks.sem import SEMConfig
 
 Activation = Literal["relu", "silu", "tanh", "elu"]
@@ -69,26 +69,36 @@ class Pixels(nn.Module):
         return image.to(dtype) / 255
 
 
-def nature_cnn(shape: Sequence[int]) -> tuple[nn.Sequential, int]:
+class ImageNorm(nn.LayerNorm):
+    """Layer normalisation over channels and pixels: [B, C, H, W], with a gain and a bias for each [H, W, C].
+
+    In the order that images have in memory with the channels last, where the order of `nn.LayerNorm` is a copy there
+    and back: a tenth of the time of the convolutions on a CPU.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return [B, C, H, W]."""
+        return super().forward(image.movedim(1, -1)).movedim(-1, 1)
+
+
+def nature_cnn(shape: Sequence[int], norm: bool = False) -> tuple[nn.Sequential, int]:
     """Return the convolutions of the Nature DQN, [B, *shape] uint8 to [B, width], and the width.
 
-    `shape` is that of one image, frames or channels first: (4, 84, 84) in Atari, which gives 3,136 features. Source:
-    Mnih et al., "Human-level control through deep reinforcement learning" (2015).
+    `shape` is that of one image, frames or channels first: (4, 84, 84) in Atari, which gives 3,136 features. With
+    `norm`, a LayerNorm over channels and pixels follows each convolution. Source: Mnih et al., "Human-level control
+    through deep reinforcement learning" (2015).
 
     Raises:
         ValueError: the image is too small, or has no channels first.
     """
     if len(shape) != 3 or min(shape[1:]) < 36:
         raise ValueError(f"images must be channels x height x width of at least 36 x 36 pixels, got {tuple(shape)}")
-    layers = nn.Sequential(
-        Pixels(),
-        nn.Conv2d(shape[0], 32, 8, stride=4),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 4, stride=2),
-        nn.ReLU(),
-        nn.Conv2d(64, 64, 3),
-        nn.ReLU(),
-        nn.Flatten(),
-    )
-    height, width = (((side - 8) // 4 + 1 - 4) // 2 + 1 - 2 for side in shape[1:])
-    return layers, 64 * height * width
+    channels, *sides = shape
+    layers: list[nn.Module] = [Pixels()]
+    for filters, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+        layers.append(nn.Conv2d(channels, filters, kernel, stride))
+        channels, sides = filters, [(side - kernel) // stride + 1 for side in sides]
+        if norm:
+            layers.append(ImageNorm((*sides, channels), NORM_EPS))
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers, nn.Flatten()), channels * sides[0] * sides[1]

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from gymnasium.spaces import Discrete
 from torch import Tensor
 
 import envs
-from agents import fastsac, fasttd3, ppo
+from agents import fastsac, fasttd3, ppo, pqn
 from agents.checkpoint import newest_checkpoint, step_dirs
 from agents.run import Run
-from envs.torch import PointMass
+from envs.torch import ClosedFormDiscrete, PointMass, Scripted
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = {
@@ -55,6 +56,11 @@ OFF_POLICY = {
     "v_max": 20.0,
 }
 ON_POLICY = {**COMMON, "num_steps": 10, "num_minibatches": 4, "update_epochs": 2, "learning_rate": 3e-3}
+CRITIC_ONLY = {
+    **{name: value for name, value in ON_POLICY.items() if "actor" not in name},
+    "env_id": "ClosedFormDiscrete-v0",
+    "epsilon_end": 0.2,
+}
 SCALAR = {"distributional": False, "clipped_double_q": True}
 # An image costs as much as a thousand vectors.
 IMAGES = {"num_envs": 2, "total_timesteps": 80, "log_every": 60, "eval_every": 40, "save_every": 40}
@@ -74,8 +80,10 @@ KINDS = {
     "ppo": Kind(ppo, ON_POLICY),
     "ppo-discrete": Kind(ppo, {**ON_POLICY, "env_id": "ClosedFormDiscrete-v0"}),
     "ppo-images": Kind(ppo, {**ON_POLICY, "env_id": "Pixels-v0", **IMAGES}),
+    "pqn": Kind(pqn, CRITIC_ONLY),
+    "pqn-images": Kind(pqn, {**CRITIC_ONLY, "env_id": "Pixels-v0", **IMAGES}),
 }
-AGENTS = ("fasttd3", "fastsac", "ppo")
+AGENTS = ("fasttd3", "fastsac", "ppo", "pqn")
 LEARNERS = ("fasttd3", "fastsac")  # from a replay buffer
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_agent = pytest.mark.parametrize("kind", AGENTS)
@@ -196,6 +204,10 @@ OF_RETURNS = {
 OF_ROLLOUTS = OF_NETWORKS | {
     *("losses/policy_loss", "losses/value_loss", "losses/approx_kl", "losses/explained_variance")
 }
+OF_VALUES = {
+    *(tag for tag in OF_NETWORKS if "/actor_" not in tag),
+    *("losses/td_loss", "losses/q_values", "charts/epsilon"),
+}
 TAGS = {
     "fasttd3": OF_REPLAY | OF_RETURNS,
     "fastsac": {*OF_REPLAY, *OF_RETURNS, "losses/alpha", "losses/alpha_loss", "losses/entropy"},
@@ -203,6 +215,7 @@ TAGS = {
     "ppo": {*OF_ROLLOUTS, "charts/action_std"},
     "ppo-discrete": OF_ROLLOUTS,
     "ppo-images": {*OF_ROLLOUTS, "repr/shared_effective_rank"},
+    **dict.fromkeys(("pqn", "pqn-images"), OF_VALUES),
 }
 
 
@@ -213,7 +226,7 @@ def test_a_run_leaves_what_it_promises(kind: str, tmp_path: Path) -> None:
     total = tiny["total_timesteps"]
     assert (status(run_dir)["state"], status(run_dir)["step"]) == ("done", total)
     saved = json.loads((run_dir / "config.json").read_text())
-    assert saved["sem_actor"] is True and saved["amp"] == "off" and saved["device"] == "cpu"
+    assert saved["sem"] is True and saved["amp"] == "off" and saved["device"] == "cpu"
     assert {name: tuple(saved[name]) if isinstance(saved[name], list) else saved[name] for name in tiny} == tiny
     rows = metric_rows(run_dir, but=())
     assert TAGS[kind] | {
@@ -279,6 +292,11 @@ TO_MATTER: dict[str, dict[str, Any]] = {
 """what else it takes for a switch to make a difference"""
 
 
+def discrete(kind: str, task: str) -> str:
+    """A task that the agent can learn in the place of one with continuous actions."""
+    return "ClosedFormDiscrete-v0" if kind == "pqn" and task.startswith("PointMass") else task
+
+
 def switches(kind: str) -> list[str]:
     args = KINDS[kind].module.Args
     return [f.name for f in fields(args) if f.type in (bool, "bool") and f.name not in ("quiet", "compile")]
@@ -288,6 +306,7 @@ def switches(kind: str) -> list[str]:
 def test_every_switch_both_ways(kind: str, name: str, tmp_path: Path) -> None:
     """Each runs, leaves finite numbers, and changes what it says and nothing but that."""
     changes = TO_MATTER.get(name, PRIVILEGED)
+    changes = {**changes, "env_id": discrete(kind, changes["env_id"])}
     if changes["env_id"].endswith("-v5"):
         pytest.importorskip("envpool")
     changes = {"eval_every": 0, **changes}
@@ -358,6 +377,17 @@ EDGES = {
         {"obs_clip": 1e-3, "reward_clip": 1e-3, "adam_eps": 0.0},
         {"init_std": 1e-3, "state_dependent_std": True},
     ],
+    "pqn": [
+        *ANY_EDGES,
+        {"num_envs": 1, "num_minibatches": 10},  # minibatches of one row
+        {"num_steps": 1, "num_minibatches": 1, "update_epochs": 1},
+        {"q_lambda": 0.0, "layer_norm": False},
+        {"q_lambda": 1.0, "max_grad_norm": 0.0},
+        {"epsilon_start": 0.0, "epsilon_end": 0.0},
+        {"epsilon_start": 1.0, "epsilon_end": 1.0, "exploration_fraction": 0.0, "eval_epsilon": 1.0},
+        {"obs_norm": True, "obs_clip": 1e-3, "reward_norm": True, "reward_clip": 1e-3, "activation": "tanh"},
+    ],
+    "pqn-images": [{"amp": "bfloat16", "sem": True}, {"layer_norm": False}, {"bottleneck": "vq"}],
     "ppo-discrete": [{"amp": "bfloat16", "sem": True}, {"num_envs": 1, "num_minibatches": 10}],
     "ppo-images": [{"amp": "bfloat16", "sem": True}, {"sem": True, "sem_critic": False}, {"bottleneck": "vq"}],
 }
@@ -426,6 +456,19 @@ BAD = {
         (["--alpha-init", "0"], "--alpha-init 0.0: must be above 0"),
         (["--log-std-min", "1", "--log-std-max", "0"], "log_std must not be empty"),
     ],
+    "pqn": [
+        *(row for row in ANY_BAD if "actor" not in str(row)),
+        (["--sem", "--sem-critic-vertices", "1"], "vertices >= 2"),
+        (["--sem", "--sem-every-layer", "--critic-hidden", "10", "16"], "a multiple of V=4 units wide, got 10"),
+        (["--num-minibatches", "3"], "the nearest that do are 1, 2, 4, 5"),
+        (["--num-steps", "999999999"], "must be at most 268,435,456"),
+        (["--q-lambda", "2"], "--q-lambda 2.0: must be from 0 to 1"),
+        *((["--epsilon-end", x], f"--epsilon-end {x}: must be from 0 to 1") for x in ("-0.1", "1.5")),
+        (["--exploration-fraction", "2"], "--exploration-fraction 2.0"),
+        (["--eval-epsilon", "-1"], "--eval-epsilon -1.0"),
+        (["--sem-actor-groups", "3"], "unknown flag --sem-actor-groups; did you mean --sem-critic-groups?"),
+        *((["--env-id", task], "PQN needs discrete actions") for task in ("PointMass-v0", "ClosedForm-v0")),
+    ],
     "ppo": [
         *ANY_BAD,
         (["--num-minibatches", "3"], "the nearest that do are 1, 2, 4, 5"),  # of 4 * 10 rows
@@ -468,7 +511,9 @@ def test_a_nan_of_the_simulator_is_quarantined(kind: str, tmp_path: Path, monkey
 
     monkeypatch.setattr(envs, "make", make_with_nan)
     wide = {"v_max": 1e5} if kind in LEARNERS else {}
-    run_dir = run_main(kind, tmp_path, env_id="Scripted-v0", eval_every=0, **wide)
+    monkeypatch.setitem(envs.torch.TASKS, "ScriptedDiscrete-v0", ScriptedDiscrete)
+    task = "ScriptedDiscrete-v0" if kind == "pqn" else "Scripted-v0"
+    run_dir = run_main(kind, tmp_path, env_id=task, eval_every=0, **wide)
     assert_finite(final_state(run_dir)["agent"])
     replay = final_state(run_dir).get("replay", {"ring": {}, "finals": {}})
     assert_finite([replay["ring"], replay["finals"]])
@@ -489,8 +534,26 @@ class Bare(envs.VecEnv):
         raise NotImplementedError
 
 
+class ScriptedDiscrete(Scripted):
+    """`Scripted` with three actions."""
+
+    action_space = Discrete(3)  # type: ignore[assignment]
+
+    def advance(self, state: dict[str, Tensor], action: Tensor) -> tuple:
+        return super().advance(state, action.float()[:, None])
+
+
 class Careless(PointMass):
     """An environment that lets a NaN through."""
+
+    def step(self, action: Tensor) -> envs.Step:
+        step = super().step(action)
+        step.reward[1] = math.nan
+        return step
+
+
+class CarelessDiscrete(ClosedFormDiscrete):
+    """The same with discrete actions."""
 
     def step(self, action: Tensor) -> envs.Step:
         step = super().step(action)
@@ -503,7 +566,8 @@ def test_a_nan_that_an_own_environment_lets_through_ends_the_run(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module, tiny = KINDS[kind]
-    words = flags(**{**tiny, "env_id": "tests.test_agents:Careless"})
+    task = "CarelessDiscrete" if kind == "pqn" else "Careless"
+    words = flags(**{**tiny, "env_id": f"tests.test_agents:{task}"})
     with pytest.raises(SystemExit) as stop:
         module.main([*words, "--run-dir", str(tmp_path / "run"), "--quiet"])
     assert stop.value.code == 2
@@ -549,7 +613,9 @@ def test_state_round_trip(kind: str, sem: bool, tmp_path: Path) -> None:
 
 PLAIN_TO = [{"sem": True}, {"env_id": "PointMassPrivileged-v0"}, {"critic_hidden": (16, 8)}]
 OTHER_NETWORKS = [
-    *((kind, changes) for kind in AGENTS for changes in PLAIN_TO),
+    *((kind, changes) for kind in (*LEARNERS, "ppo") for changes in PLAIN_TO),
+    *(("pqn", changes) for changes in ({"sem": True}, {"critic_hidden": (16, 8)}, {"layer_norm": False})),
+    *(("pqn", changes) for changes in ({"env_id": "Pixels-v0"}, {"bottleneck": "vq"}, {"reward_norm": True})),
     *(("fasttd3", {"bottleneck": kind}) for kind in ("gumbel-st", "vq", "crelu", "fta")),
     ("ppo", {"bottleneck": "vq"}),
     ("fasttd3", {"layer_norm": True}),
@@ -660,8 +726,9 @@ def test_a_run_that_dies_after_its_last_checkpoint_keeps_its_score(
 CONSTANT: dict[str, dict[str, Any]] = {
     **{kind: {"critic_lr_end": 1e-3, "actor_lr_end": 1e-3} for kind in LEARNERS},
     "ppo": {"lr_schedule": "constant"},
+    "pqn": {"anneal_lr": False, "exploration_fraction": 0.0},
 }
-"""learning rates that do not go by total_timesteps"""
+"""learning rates, and an epsilon, that do not go by total_timesteps"""
 
 
 @every_agent
@@ -755,7 +822,7 @@ def test_without_its_replay_a_resumed_run_collects_before_it_learns(kind: str, t
 
 @every_agent
 def test_a_diverged_run_has_failed(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rate = {"learning_rate": 1e30} if kind == "ppo" else {"critic_lr": 1e30, "actor_lr": 1e30}
+    rate = {"critic_lr": 1e30, "actor_lr": 1e30} if kind in LEARNERS else {"learning_rate": 1e30}
     module, tiny = KINDS[kind]
     words = flags(**{**tiny, "total_timesteps": 400, **rate}, run_dir=str(tmp_path / "run"))
     assert module.main([*words, "--quiet"]) == 1
@@ -779,6 +846,7 @@ def test_resume_on_an_engine_without_snapshots(kind: str, tmp_path: Path) -> Non
     """EnvPool cannot restore a simulator: learner and replay continue exactly, environments begin new episodes."""
     changes: dict[str, Any] = {"env_id": "InvertedPendulum-v5", "eval_every": 0}
     changes |= {"v_max": 100.0, "buffer_size": 400} if kind in LEARNERS else {}
+    changes |= {"env_id": "CartPole-v1", "obs_norm": True} if kind == "pqn" else {}
     run_dir = run_main(kind, tmp_path, total_timesteps=200, **changes)
     before = final_state(run_dir)
     assert resume(kind, run_dir, "--total-timesteps", "400") == 0
@@ -820,7 +888,7 @@ def wait_for_checkpoint(process: subprocess.Popen[str], root: Path, at_least: in
 # Long enough that the process is still at work when its second checkpoint is noticed.
 LONG: dict[str, dict[str, Any]] = {
     **{kind: {"total_timesteps": 1_600, "n_step": 3} for kind in LEARNERS},
-    "ppo": {"total_timesteps": 3_200},
+    **{kind: {"total_timesteps": 3_200} for kind in ("ppo", "pqn")},
 }
 OFTEN = {"save_every": 200, "eval_every": 600, "log_every": 100, "sem": True}
 
@@ -840,7 +908,8 @@ def test_killed_and_resumed_equals_uninterrupted(kind: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("fasttd3", "SIGTERM"), ("fasttd3", "SIGUSR1"), ("fastsac", "SIGUSR1"), ("ppo", "SIGTERM")]
+    ("kind", "name"),
+    [("fasttd3", "SIGTERM"), *((kind, "SIGUSR1") for kind in LEARNERS), *((k, "SIGTERM") for k in ("ppo", "pqn"))],
 )
 def test_a_signal_saves_and_exits_with_75(kind: str, name: str, tmp_path: Path) -> None:
     process = start(kind, tmp_path, **{**OFTEN, "total_timesteps": 10_000_000})

@@ -37,7 +37,7 @@ from envs.families import HUMANOIDBENCH, PLAYGROUND
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("**/*.md"))]
-AGENTS = ("fasttd3", "fastsac", "ppo")
+AGENTS = ("fasttd3", "fastsac", "ppo", "pqn")
 RESULTS = ROOT / "benchmarks" / "results"
 
 OTHERS = ("tensorboard", "source", "mkdocs", "nvidia-smi")

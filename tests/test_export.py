@@ -25,7 +25,7 @@ from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
 import envs
-from agents import export, fastsac, fasttd3, ppo
+from agents import export, fastsac, fasttd3, ppo, pqn
 from agents.checkpoint import read_args
 from agents.episodes import evaluate
 from agents.trained import find_checkpoint, load_agent, settings
@@ -33,10 +33,12 @@ from envs.base import VecEnv, spawn_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "--device cpu --size small --num-envs 4 --eval-envs 3 --total-timesteps 400 --log-every 0 --eval-every 400"
-TINY += " --save-every 200 --actor-hidden 16 32 --critic-hidden 16 32 --amp off --threads 1 --quiet --reward-norm"
+TINY += " --save-every 200 --critic-hidden 16 32 --amp off --threads 1 --quiet --reward-norm"
 TINY += " --sem-critic-groups 4 --sem-critic-vertices 8"
-OFF_POLICY = "--learning-starts 40 --batch-size 32 --buffer-size 800 --num-updates 2"
-ON_POLICY = "--num-steps 20 --num-minibatches 4 --update-epochs 2 --learning-rate 3e-3"
+OFF_POLICY = "--actor-hidden 16 32 --learning-starts 40 --batch-size 32 --buffer-size 800 --num-updates 2"
+ROLLOUT = "--num-steps 20 --num-minibatches 4 --update-epochs 2 --learning-rate 3e-3"
+ON_POLICY = f"--actor-hidden 16 32 {ROLLOUT}"
+CRITIC = "--sem-critic-groups 4 --sem-critic-vertices 8"  # of the agent that acts by its critic
 SHORT, LONG = "--sem-actor-groups 4 --sem-actor-vertices 8", "--sem-actor-groups 2 --sem-actor-vertices 16"
 """the softmax has two implementations on a CPU, by the width of a group"""
 KINDS: dict[str, tuple[ModuleType, str, str]] = {
@@ -47,6 +49,8 @@ KINDS: dict[str, tuple[ModuleType, str, str]] = {
     "ppo-sampled": (ppo, f"{ON_POLICY} --env-id ClosedForm-v0 --eval-sample --state-dependent-std", LONG),
     "ppo-discrete": (ppo, f"{ON_POLICY} --env-id ClosedFormDiscrete-v0 --no-obs-norm", SHORT),
     "ppo-images": (ppo, f"{ON_POLICY} --env-id Pixels-v0 --total-timesteps 160 --eval-every 160 --num-steps 10", SHORT),
+    "pqn-discrete": (pqn, f"{ROLLOUT} --env-id ClosedFormDiscrete-v0 --obs-norm --eval-epsilon 0.5", CRITIC),
+    "pqn-images": (pqn, f"{ROLLOUT} --env-id Pixels-v0 --total-timesteps 160 --eval-every 160 --num-steps 10", CRITIC),
 }
 CASES = [(kind, sem) for kind in KINDS for sem in (False, True)]
 LACKING = [name for name in export.PACKAGES if find_spec(name) is None]
@@ -71,8 +75,8 @@ class Case(NamedTuple):
         """The agent of the run, loaded without export's help, in the mode that is exported."""
         module = KINDS[self.kind][0]
         now = settings(read_args(self.run_dir, module.Args), "cpu")
-        if hasattr(now, "eval_sample"):
-            now = replace(now, eval_sample=False)
+        plain = {"eval_sample": False, "eval_epsilon": 0.0}
+        now = replace(now, **{name: value for name, value in plain.items() if hasattr(now, name)})
         return load_agent(module, now, find_checkpoint(self.run_dir, None)[0])
 
     def env(self, count: int) -> VecEnv:
@@ -190,14 +194,14 @@ def test_a_bundle_is_whole_and_says_what_it_is(kind: str, sem: bool, exported: C
     assert {**about["sha256"], "policy.json": files["policy.json"]} == files
     assert rest == hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     module, words, shape = KINDS[kind]
-    steps = 160 if kind == "ppo-images" else 400
+    steps = 160 if kind.endswith("images") else 400
     assert about["agent"] == module.__name__.rpartition(".")[2] and about["source"] == case.run_dir.name
     assert f"--env-id {about['task']} " in f"{words} " and about["frames"] == steps and about["deterministic"] is True
     assert about["backend"] == ("envpool" if "envpool" in kind else "torch")
     groups, vertices = (int(word) for word in shape.split()[1::2])
     assert about["sem"] == ({"groups": groups, "vertices": vertices, "temperature": 1.0} if sem else None)
     assert about["control_dt_s"] == (0.1 if "PointMass" in words else None)
-    assert (about["observation"]["normaliser"] is None) == (kind in ("ppo-discrete", "ppo-images"))
+    assert (about["observation"]["normaliser"] is None) == (kind in ("ppo-discrete", "ppo-images", "pqn-images"))
     assert about["parity"]["observations"] == 200
     assert all(0 <= error <= 1e-5 for error in about["parity"]["largest_error"].values())
     assert all(0 < one["median_us"] <= one["p99_us"] for one in about["latency"].values())
@@ -207,14 +211,19 @@ def test_a_bundle_is_whole_and_says_what_it_is(kind: str, sem: bool, exported: C
     env.close()
     assert about["observation"]["shape"] == list(env.obs_space.shape)
     if isinstance(env.action_space, Discrete):
-        assert about["outputs"] == ["action", "logits"] and about["action"]["n"] == env.action_space.n
+        assert (
+            about["outputs"] == ["action", "values" if "pqn" in kind else "logits"]
+            and about["action"]["n"] == env.action_space.n
+        )
     else:
         bound = 2.0 if "envpool" in kind else 1.0
         size = env.action_space.shape[0]
         assert (about["action"]["low"], about["action"]["high"]) == ([-bound] * size, [bound] * size)
 
 
-@pytest.mark.parametrize(("kind", "sem"), [("fasttd3", True), ("ppo-discrete", True), ("ppo-images", True)])
+@pytest.mark.parametrize(
+    ("kind", "sem"), [("fasttd3", True), ("ppo-discrete", True), ("ppo-images", True), ("pqn-discrete", True)]
+)
 def test_the_graph_is_small_and_tells_nothing_of_this_machine(
     kind: str, sem: bool, exported: Callable[[str, bool], Case]
 ) -> None:
@@ -223,13 +232,13 @@ def test_the_graph_is_small_and_tells_nothing_of_this_machine(
     case = exported(kind, sem)
     graph = onnx.load(case.out / "policy.onnx").graph
     names = [node.op_type for node in graph.node]
-    assert len(names) <= 25 and names.count("Softmax") == 1 and names.count("LayerNormalization") == 1
+    assert len(names) <= 25 and names.count("Softmax") == 1 and names.count("LayerNormalization") == 1 + ("pqn" in kind)
     for one in (*graph.input, *graph.output):
         assert one.type.tensor_type.shape.dim[0].dim_param == "batch"
     with zipfile.ZipFile(case.out / "policy.pt2") as archive:
         parts = [archive.read(name) for name in archive.namelist()]
     agent = case.agent()
-    networks = agent.actor, getattr(agent, "trunk", nn.Identity())
+    networks = getattr(agent, "actor", None) or agent.critic, getattr(agent, "trunk", nn.Identity())
     copies = 2 if getattr(agent, "paired", False) else 1  # of the trunk: one is the critic's
     weights = sum(p.numel() // n for part, n in zip(networks, (1, copies), strict=True) for p in part.parameters())
     for content in (*parts, (case.out / "policy.onnx").read_bytes()):
@@ -349,8 +358,9 @@ def test_batches_of_every_size_and_single_observations(
         for found, other in zip(outputs, others if isinstance(others, tuple) else (others,), strict=True):
             assert np.abs(found - other.numpy()).max() <= 1e-5
         if len(outputs) == 2:
-            action, logits = outputs
-            assert (action == logits.argmax(1)).all() and np.exp(logits).sum(1) == pytest.approx(1, abs=1e-5)
+            action, scores = outputs
+            assert (action == scores.argmax(1)).all()
+            assert ("pqn" in kind) or np.exp(scores).sum(1) == pytest.approx(1, abs=1e-5)
         assert np.abs(policy(obs[0]) - outputs[0][0]).max() <= 1e-5 and policy(obs[0]).shape == outputs[0].shape[1:]
     with pytest.raises(ValueError, match="an observation has shape"):
         policy(obs[:, :-1])

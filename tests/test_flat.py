@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from networks.flat import AdamW, Flat
+from networks.flat import AdamW, Flat, RAdam
 from networks.sem import SEMConfig
 from networks.torso import mlp_torso, nature_cnn
 
@@ -114,3 +114,28 @@ def test_the_optimiser_is_that_of_torch_bit_for_bit(weight_decay: float) -> None
             with torch.no_grad():
                 two.vector.copy_(one.vector)
     assert mine.count == 6
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.9), (0.9, 0.5)])
+def test_radam_is_that_of_torch(betas: tuple[float, float]) -> None:
+    """Before and after its first step that goes by the second moment too; a short memory never knows enough of it."""
+    one, two = Flat(network().parameters()), Flat(network().parameters())
+    theirs = torch.optim.RAdam([one.vector], lr=0.02, betas=betas, eps=1e-3)
+    mine = RAdam(two, 0.02, betas, 1e-3)
+    start = two.vector.detach().clone()
+    for step in range(1, 41):
+        grad = torch.randn(one.vector.numel(), generator=torch.Generator().manual_seed(step))
+        one.vector.grad, two.vector.grad = grad.clone(), grad.clone()
+        theirs.param_groups[0]["lr"] *= 0.9
+        mine.lr.mul_(0.9)
+        before = two.vector.detach().clone()
+        theirs.step()
+        mine.step()
+        torch.testing.assert_close(two.vector, one.vector, rtol=1e-5, atol=1e-7)
+        if step == 1:  # along the gradient, however small
+            torch.testing.assert_close(before - two.vector.detach(), 0.02 * 0.9 * grad, rtol=1e-4, atol=1e-7)
+        if step in (3, 20):  # goes on from what was saved
+            saved = deepcopy(mine.state_dict())
+            mine = RAdam(two, 1.0, betas, 1e-3)
+            mine.load_state_dict(saved)
+    assert mine.count == mine.steps == 40 and (two.vector - start).abs().mean() > 1e-3

@@ -24,7 +24,7 @@ from networks.actors import (
     SquashedGaussian,
     SquashedGaussianActor,
 )
-from networks.critics import CategoricalCritics, ScalarCritics, ValueCritic, project
+from networks.critics import CategoricalCritics, DiscreteCritic, ScalarCritics, ValueCritic, project
 from networks.layers import BatchedLayerNorm, BatchedLinear, float32, orthogonal_
 from networks.normalize import RewardScale, RunningNorm
 from networks.sem import SEM, SEMConfig, entropy, simplicial
@@ -525,6 +525,32 @@ def test_nature_cnn_is_plain_torch(shape: tuple[int, int, int], width: int | Non
         assert torch.equal(out, expected)
 
 
+def test_nature_cnn_with_norms_is_plain_torch() -> None:
+    """After each convolution, over channels and pixels."""
+    torch.manual_seed(0)
+    cnn, width = nature_cnn((4, 84, 84), norm=True)
+    sizes = [(20, 20, 32), (9, 9, 64), (7, 7, 64)]
+    norms = [layer for layer in cnn if isinstance(layer, nn.LayerNorm)]
+    assert [norm.normalized_shape for norm in norms] == sizes and width == 3136
+    with torch.no_grad():
+        for norm in norms:
+            for p in norm.parameters():
+                p.normal_()
+    image = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
+    x = image.double() / 255
+    for layer in cnn:
+        if isinstance(layer, nn.Conv2d):
+            x = torch.nn.functional.conv2d(x, layer.weight.double(), layer.bias.double(), layer.stride)
+        elif isinstance(layer, nn.LayerNorm):
+            mean, variance = x.mean((1, 2, 3), keepdim=True), x.var((1, 2, 3), correction=0, keepdim=True)
+            gain, bias = (p.movedim(-1, 0) for p in layer.parameters())
+            x = (x - mean) / (variance + 1e-5).sqrt() * gain + bias
+            x = x.clamp(min=0)
+    for memory in (torch.contiguous_format, torch.channels_last):
+        out = cnn(image.contiguous(memory_format=memory))
+        torch.testing.assert_close(out.double(), x.flatten(1), rtol=1e-4, atol=1e-4)
+
+
 def test_pixels_span_zero_to_one() -> None:
     image = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     out = Pixels()(image)
@@ -801,6 +827,23 @@ def test_value_critic(hidden: tuple[int, ...], sem: SEMConfig | None) -> None:
     value = critic(x)
     assert value.shape == (500,) and value.dtype == torch.float32
     np.testing.assert_allclose(array(value), head_in_numpy(critic.head, features)[:, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("hidden", "sem"), TORSOS)
+@pytest.mark.parametrize("norm", [False, True])
+def test_discrete_critic(norm: bool, hidden: tuple[int, ...], sem: SEMConfig | None) -> None:
+    torch.manual_seed(0)
+    critic, x = DiscreteCritic(5, 3, hidden, sem, "tanh", norm), torch.randn(500, 5)
+    for layer in critic.modules():
+        if isinstance(layer, nn.Linear):
+            np.testing.assert_allclose(np.linalg.svd(array(layer.weight), compute_uv=False), math.sqrt(2), rtol=1e-5)
+    shake(critic)
+    features = critic.torso(x).detach().numpy() if norm else in_numpy(critic, x, np.tanh)
+    norms = [layer for layer in critic.torso if isinstance(layer, nn.LayerNorm)]
+    assert len(norms) == (len(hidden) - (sem is not None) if norm else 0)
+    value = critic(x)
+    assert value.shape == (500, 3) and value.dtype == torch.float32
+    np.testing.assert_allclose(array(value), head_in_numpy(critic.head, features), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("sem", [None, GRID])

@@ -27,7 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 import envs
-from agents import fastsac, fasttd3, play, ppo
+from agents import fastsac, fasttd3, play, ppo, pqn
 from agents.episodes import evaluate
 from agents.run import Run
 from agents.trained import find_checkpoint, load_agent, settings
@@ -37,16 +37,20 @@ from envs.families import DMC
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "--device cpu --size small --num-envs 4 --eval-envs 3 --total-timesteps 80 --log-every 0 --eval-every 40"
-TINY += " --save-every 40 --actor-hidden 16 16 --critic-hidden 16 16 --sem --sem-actor-groups 2 --sem-actor-vertices 8"
-TINY += " --sem-critic-groups 4 --sem-critic-vertices 4 --amp off --threads 1 --quiet --reward-norm"
-OFF_POLICY = "--env-id PointMass-v0 --learning-starts 8 --batch-size 32 --buffer-size 160 --num-updates 2 --atoms 11"
+TINY += " --save-every 40 --critic-hidden 16 16 --sem --sem-critic-groups 4 --sem-critic-vertices 4 --amp off"
+TINY += " --threads 1 --quiet --reward-norm"
+ACTOR = "--actor-hidden 16 16 --sem-actor-groups 2 --sem-actor-vertices 8"
+OFF_POLICY = f"{ACTOR} --env-id PointMass-v0 --learning-starts 8 --batch-size 32 --buffer-size 160 --num-updates 2"
+OFF_POLICY += " --atoms 11"
 ON_POLICY = "--num-steps 10 --num-minibatches 4 --update-epochs 2 --learning-rate 3e-3"
 KINDS: dict[str, tuple[ModuleType, str]] = {
     "fasttd3": (fasttd3, OFF_POLICY),
     "fastsac": (fastsac, OFF_POLICY),
-    "ppo": (ppo, f"{ON_POLICY} --env-id PointMassPrivileged-v0"),
-    "ppo-discrete": (ppo, f"{ON_POLICY} --env-id ClosedFormDiscrete-v0"),
-    "ppo-sampled": (ppo, f"{ON_POLICY} --env-id PointMass-v0 --eval-sample"),
+    "ppo": (ppo, f"{ACTOR} {ON_POLICY} --env-id PointMassPrivileged-v0"),
+    "ppo-discrete": (ppo, f"{ACTOR} {ON_POLICY} --env-id ClosedFormDiscrete-v0"),
+    "ppo-sampled": (ppo, f"{ACTOR} {ON_POLICY} --env-id PointMass-v0 --eval-sample"),
+    "pqn": (pqn, f"{ON_POLICY} --env-id ClosedFormDiscrete-v0 --epsilon-end 0.2"),
+    "pqn-straying": (pqn, f"{ON_POLICY} --env-id ClosedFormDiscrete-v0 --eval-epsilon 0.5"),
 }
 
 
@@ -136,7 +140,7 @@ def test_what_is_played_is_the_evaluation_of_the_run(
         assert re.search(rf"^mean +{means[step]:.2f} ", out, re.MULTILINE)
         assert re.search(rf"^std +{returns(rows).std():.2f} ", out, re.MULTILINE)
     # Else a wrong checkpoint would not be noticed; the most likely of three actions is the same after so few updates.
-    assert means[40] != means[80] or kind == "ppo-discrete"
+    assert means[40] != means[80] or kind in ("ppo-discrete", "pqn", "pqn-straying")
     assert contents(run_dir) == before
 
 

@@ -59,7 +59,7 @@ ranks = join("cpu")
 torch.set_num_threads(1)
 args = module.resolve(config.parse(module.Args, module.presets, {flags}).args)
 torch.manual_seed(0)
-env = envs.make("PointMass-v0", 8 // ranks.world, seed=0, device="cpu", backend="torch")
+env = envs.make(args.env_id, 8 // ranks.world, seed=0, device="cpu", backend="torch")
 agent = module.{name}(args, env, ranks)
 draw, permute = torch.randn, torch.randperm
 
@@ -71,7 +71,7 @@ def rows(*shape):  # what a process draws are its rows of what one would draw
 torch.randn_like = lambda x: rows(*x.shape)
 torch.manual_seed(1)
 for update in range(5):
-    if hasattr(agent, "explore_uniformly"):
+    if "{agent}" in ("fasttd3", "fastsac"):
         batch = TensorDict(
             {{
                 "obs": rows(64 // ranks.world, 6),
@@ -88,8 +88,12 @@ for update in range(5):
         agent.update(batch)
     else:
         n = 8 // ranks.world
-        columns = dict(obs=rows(n, 4, 6), action=rows(n, 4, 2), log_prob=rows(n, 4) - 2, value=rows(n, 4))
-        columns |= dict(advantage=rows(n, 4), target=rows(n, 4), valid=(rows(n, 4) > -1).float())
+        columns = dict(target=rows(n, 4), valid=(rows(n, 4) > -1).float())
+        if "{agent}" == "pqn":
+            columns |= dict(obs=rows(n, 4, 1), action=(rows(n, 4) > 0).long())
+        else:
+            columns |= dict(obs=rows(n, 4, 6), action=rows(n, 4, 2), log_prob=rows(n, 4) - 2, value=rows(n, 4))
+            columns |= dict(advantage=rows(n, 4))
         rollout = TensorDict({{k: v.transpose(0, 1).contiguous() for k, v in columns.items()}}, [4, n])
         torch.randperm = lambda n, device: torch.arange(n)
         agent.update(rollout)
@@ -105,6 +109,7 @@ torch.save(vectors, sys.argv[1] + str(ranks.rank))
         ("fasttd3", "FastTD3", ["--sem", "--reward-norm", "--max-grad-norm", "0.1"]),
         ("fastsac", "FastSAC", ["--sem", "--reward-norm", "--max-grad-norm", "0.1"]),
         ("ppo", "PPO", ["--sem", "--num-minibatches", "1", "--lr-schedule", "adaptive"]),
+        ("pqn", "PQN", ["--sem", "--num-minibatches", "1", "--env-id", "ClosedFormDiscrete-v0"]),
     ],
 )
 def test_two_processes_learn_what_one_does(agent: str, name: str, flags: list[str], tmp_path: Path) -> None:

@@ -17,18 +17,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents import fastsac, fasttd3, ppo, show
+from agents import fastsac, fasttd3, ppo, pqn, show
 from agents.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "--device cpu --size small --num-envs 4 --eval-envs 2 --total-timesteps 80 --log-every 40 --eval-every 40"
-TINY += " --save-every 40 --actor-hidden 16 16 --critic-hidden 16 16 --sem --sem-actor-groups 2 --sem-actor-vertices 8"
-TINY += " --sem-critic-groups 4 --sem-critic-vertices 4 --amp off --threads 1 --quiet --env-id PointMass-v0"
-OFF_POLICY = "--learning-starts 8 --batch-size 32 --buffer-size 160 --num-updates 1 --atoms 11"
+TINY += " --save-every 40 --critic-hidden 16 16 --sem --sem-critic-groups 4 --sem-critic-vertices 4 --amp off"
+TINY += " --threads 1 --quiet"
+ACTOR = "--env-id PointMass-v0 --actor-hidden 16 16 --sem-actor-groups 2 --sem-actor-vertices 8"
+ON_POLICY = "--num-steps 10 --num-minibatches 4 --update-epochs 2"
+OFF_POLICY = f"{ACTOR} --learning-starts 8 --batch-size 32 --buffer-size 160 --num-updates 1 --atoms 11"
 KINDS: dict[str, tuple[ModuleType, str]] = {
     "fasttd3": (fasttd3, OFF_POLICY),
     "fastsac": (fastsac, OFF_POLICY),
-    "ppo": (ppo, "--num-steps 10 --num-minibatches 4 --update-epochs 2"),
+    "ppo": (ppo, f"{ACTOR} {ON_POLICY}"),
+    "pqn": (pqn, f"--env-id ClosedFormDiscrete-v0 {ON_POLICY}"),
 }
 SECTIONS = (
     *("Worth a look", "Settings that are not defaults", "Evaluation", "Where the time went", "Diagnostics", "Health"),
@@ -114,8 +117,10 @@ def test_a_run_that_is_done(kind: str, trained: dict[str, Path], capsys: pytest.
     assert contents(run_dir) == before
     assert [title for title in SECTIONS if section(out, title)] == list(SECTIONS)
     assert re.search(r"^state +done: 80 of 80 frames in \d", out, re.MULTILINE)
-    assert re.search(rf"^agent +{kind} \({kind}\) on PointMass-v0, seed 1, 4 environments$", out, re.MULTILINE)
-    assert "SEM    actor L=2 V=8, critics L=4 V=4, temperature 1.0\n" in out
+    task = "ClosedFormDiscrete-v0" if kind == "pqn" else "PointMass-v0"
+    assert re.search(rf"^agent +{kind} \({kind}\) on {task}, seed 1, 4 environments$", out, re.MULTILINE)
+    actor = "" if kind == "pqn" else "actor L=2 V=8, "
+    assert f"SEM    {actor}critics L=4 V=4, temperature 1.0\n" in out
 
     # Settings: exactly those that are no defaults, or not what the presets say; computed by another way.
     saved = {

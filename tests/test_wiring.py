@@ -20,17 +20,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Discrete
 from scipy import stats
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 import envs
-from agents import fastsac, fasttd3, ppo
+from agents import fastsac, fasttd3, ppo, pqn
 from agents.run import Run
 from envs.base import Step, VecEnv, spawn_seeds
+from envs.torch import PointMass, State
 
-MODULES: dict[str, ModuleType] = {"fasttd3": fasttd3, "fastsac": fastsac, "ppo": ppo}
+MODULES: dict[str, ModuleType] = {"fasttd3": fasttd3, "fastsac": fastsac, "ppo": ppo, "pqn": pqn}
 LEARNERS = ("fasttd3", "fastsac")  # from a replay buffer
+ROLLOUTS = ("ppo", "pqn")
 every_agent = pytest.mark.parametrize("kind", MODULES)
 every_learner = pytest.mark.parametrize("kind", LEARNERS)
 
@@ -67,7 +70,12 @@ OFF_POLICY = {
     "v_max": 10.0,
 }
 ON_POLICY = {**COMMON, "num_steps": T, "num_minibatches": 5, "update_epochs": 3, "learning_rate": 3e-3}
-SETTINGS = {**dict.fromkeys(LEARNERS, OFF_POLICY), "ppo": ON_POLICY}
+CRITIC_ONLY = {
+    **{name: value for name, value in ON_POLICY.items() if "actor" not in name},
+    "env_id": "PointMassDiscrete-v0",
+}
+SETTINGS = {**dict.fromkeys(LEARNERS, OFF_POLICY), "ppo": ON_POLICY, "pqn": CRITIC_ONLY}
+TASK = {kind: settings["env_id"] for kind, settings in SETTINGS.items()}
 LIMIT = 9
 """steps of an episode of the point mass here: many ends in a few frames, most of them within a rollout"""
 
@@ -142,6 +150,16 @@ class Recorder(VecEnv):
         return self.env.state_dict()
 
 
+class PointMassDiscrete(PointMass):
+    """The point mass, pushed along an axis or left alone."""
+
+    action_space = Discrete(5)  # type: ignore[assignment]
+    FORCES = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+
+    def advance(self, state: State, action: Tensor) -> tuple:
+        return super().advance(state, self.FORCES[action])
+
+
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Recorder]]:
     """All environments that the test has had made: those to train in first, those to evaluate in second."""
@@ -157,6 +175,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Recorder]]:
         return recorders[-1]
 
     monkeypatch.setattr(envs, "make", make_recorder)
+    monkeypatch.setitem(envs.torch.TASKS, "PointMassDiscrete-v0", PointMassDiscrete)
     yield recorders
     torch.set_num_threads(threads)
 
@@ -203,7 +222,7 @@ def spy(target: Any, name: str, listener: Callable[..., None]) -> None:
 def spread(agent: Any) -> None:
     """Make the policy depend on what it sees: from one step to the next by more than the noise of these tests."""
     generator = torch.Generator().manual_seed(0)
-    weight = agent.actor.head.weight
+    weight = getattr(agent, "actor", getattr(agent, "critic", None)).head.weight
     with torch.no_grad():
         weight.copy_(torch.randn(weight.shape, generator=generator) * 0.4)
 
@@ -261,7 +280,7 @@ def divisor(returns: Tensor, g_max: float) -> float:
 def test_settings_reach_both_environments(kind: str, made: list[Recorder]) -> None:
     given = {"seed": 5, "num_envs": 6, "eval_envs": 3, "eval_every": 48, "env_threads": 2, "threads": 3}
     MODULES[kind].build(resolved(kind, **given, backend="torch"))
-    asked = {"task": "PointMass-v0", "seed": 5, "device": "cpu", "backend": "torch", "num_threads": 2}
+    asked = {"task": TASK[kind], "seed": 5, "device": "cpu", "backend": "torch", "num_threads": 2}
     assert [env.asked for env in made] == [{**asked, "num_envs": 6}, {**asked, "num_envs": 3}]
     assert torch.get_num_threads() == 3
     MODULES[kind].build(resolved(kind))
@@ -274,7 +293,7 @@ def test_training_begins_with_the_episodes_of_its_seed(kind: str, made: list[Rec
     for seed in (5, 6):
         stream = train(kind, tmp_path, seed=seed, total_timesteps=8).stream
         firsts.append(stream.first[0])
-        assert torch.equal(firsts[-1], envs.make("PointMass-v0", N, seed).reset()[0])
+        assert torch.equal(firsts[-1], envs.make(TASK[kind], N, seed).reset()[0])
     assert not numbers(firsts[0]) & numbers(firsts[1])
 
 
@@ -326,7 +345,7 @@ def noise_of(kind: str, agent: Any, obs: Tensor, action: Tensor) -> Tensor:
     return (action - policy.mean) / policy.log_std.exp()
 
 
-@every_agent
+@pytest.mark.parametrize("kind", LITTLE_NOISE)
 def test_actions_are_uniform_first_then_the_policy_of_now_and_its_noise(
     kind: str, made: list[Recorder], tmp_path: Path
 ) -> None:
@@ -364,9 +383,10 @@ def test_evaluations_are_of_the_best_actions_in_the_same_episodes(
         made[1].listener = lambda obs, _: best.append(agent.act(obs))
         spread(agent)
 
-    score = train(kind, tmp_path, watch, eval_every=80).score
+    fast = {"learning_rate": 0.1} if kind == "pqn" else {}  # else the best of five actions stays the best
+    score = train(kind, tmp_path, watch, eval_every=80, **fast).score
     training, evaluation = made
-    reference = envs.make("PointMass-v0", 3, 0)
+    reference = envs.make(TASK[kind], 3, 0)
     first = reference.reset(spawn_seeds(SEED, 1, "evaluation")[0])[0]
     assert len(evaluation.streams) == 3
     for stream in evaluation.streams:
@@ -498,15 +518,23 @@ def test_losses_get_normalised_views_and_scaled_rewards(kind: str, made: list[Re
     assert learned["divisor"] > 1.5
 
 
-@pytest.mark.parametrize("env_id", ["PointMass-v0", "PointMassPrivileged-v0", "ClosedForm-v0"])
-@every_agent
+NORMALISED = ("PointMass-v0", "PointMassPrivileged-v0", "ClosedForm-v0")
+
+
+@pytest.mark.parametrize(
+    ("kind", "env_id"),
+    [
+        *((kind, env_id) for kind in LITTLE_NOISE for env_id in NORMALISED),
+        *(("pqn", env_id) for env_id in ("PointMassDiscrete-v0", "ClosedFormDiscrete-v0")),
+    ],
+)
 def test_normalisers_learn_from_everything_once(kind: str, env_id: str, made: list[Recorder], tmp_path: Path) -> None:
-    agent, _, stream, _ = train(kind, tmp_path, env_id=env_id, reward_norm=True, eval_every=80)
-    norms = {"obs": agent.obs_norm, "critic_obs": agent.critic_obs_norm}
+    agent, _, stream, _ = train(kind, tmp_path, env_id=env_id, obs_norm=True, reward_norm=True, eval_every=80)
+    norms = {"obs": agent.obs_norm, "critic_obs": getattr(agent, "critic_obs_norm", agent.obs_norm)}
     assert (norms["obs"] is norms["critic_obs"]) == (env_id != "PointMassPrivileged-v0")
     for view, norm in norms.items():
         learned = torch.stack([stream.first[view == "critic_obs"], *(getattr(step, view) for step in stream.steps)])
-        if kind == "ppo":  # learns after a rollout, from what its steps have led to
+        if kind in ROLLOUTS:  # learns after a rollout, from what its steps have led to
             learned = learned[1:]
         mean, deviation = mean_and_deviation(learned)
         assert norm.count == learned.shape[0] * N
@@ -528,7 +556,7 @@ def test_every_update_has_the_learning_rate_of_the_schedule(kind: str, made: lis
     def watch(agent: Any, env: Recorder) -> None:
         def listener(_: Any) -> None:
             steps = len(env.only.actions) - 1  # before the last action, or before the rollout
-            if kind == "ppo":
+            if kind in ROLLOUTS:
                 rates.append((float(agent.optimizer.lr),))
                 expected.append((3e-3 * (1 - (steps + 1 - T) * N / 240),))
             else:
@@ -540,7 +568,7 @@ def test_every_update_has_the_learning_rate_of_the_schedule(kind: str, made: lis
 
     train(kind, tmp_path, watch, log_every=100, **({"lr_schedule": "linear"} if kind == "ppo" else {}))
     assert np.array(rates) == pytest.approx(np.array(expected))
-    assert len(rates) == (6 if kind == "ppo" else 98)
+    assert len(rates) == (6 if kind in ROLLOUTS else 98)
     (run_dir,) = tmp_path.iterdir()
     assert rows_of(run_dir)["charts/learning_rate"][240] == pytest.approx(rates[-1][0])
 
@@ -609,6 +637,51 @@ def test_the_learner_of_ppo_sees_what_the_actor_saw_and_what_came_of_it(
     assert agent.optimizer.count == 6 * 3 * 5
 
 
+def test_the_learner_of_pqn_sees_what_it_saw_and_what_came_of_it(made: list[Recorder], tmp_path: Path) -> None:
+    """Greedy actions but for a share of epsilon; rewards scaled by what came before and clipped; exact targets."""
+    args = {"q_lambda": 0.8, "obs_norm": True, "obs_clip": 1.2, "reward_norm": True, "reward_clip": 0.4}
+    args |= {"epsilon_start": 0.9, "epsilon_end": 0.1, "exploration_fraction": 0.5, "total_timesteps": 2_400}
+    clipped: list[Tensor] = []
+    strayed: list[float] = []
+
+    def watch(agent: Any, env: Recorder) -> None:
+        def seen(x: Tensor, learned: Tensor) -> Tensor:
+            return normalised(x, learned).clamp(-1.2, 1.2)
+
+        @torch.no_grad()
+        def listener(rollout: Any) -> None:
+            stream, done = env.only, len(env.only.steps) - T
+            learned = stream.answers("obs")[:done]
+            obs = seen(stream.acted_on()[-T:], learned)
+            next_value = agent(seen(stream.answers("next_obs")[-T:], learned)).amax(-1)
+            action = torch.stack(stream.actions[-T:])
+            strayed.append((action != agent(obs).argmax(-1)).float().mean().item())
+            reward, ended = stream.answers("reward"), stream.ended()
+            if done:
+                reward = (reward / divisor(running_returns(reward[:done], ended[:done], 0.9), math.inf)).float()
+            clipped.append(reward[-T:].abs() > 0.4)
+            reward, ended, terminated = reward[-T:].clamp(-0.4, 0.4), ended[-T:], stream.answers("terminated")[-T:]
+            target = torch.zeros(T, N)
+            for t in reversed(range(T)):
+                after = torch.where(terminated[t], 0.0, next_value[t])
+                longer = after if t == T - 1 else torch.where(ended[t], after, target[min(t + 1, T - 1)])
+                target[t] = reward[t] + 0.9 * (0.8 * longer + 0.2 * after)
+            expected = {"obs": obs, "action": action, "target": target, "valid": torch.ones(T, N)}
+            assert set(rollout.keys()) == set(expected)
+            for name, x in expected.items():
+                torch.testing.assert_close(rollout[name], x, rtol=1e-3, atol=1e-4, msg=partial("{}: {}".format, name))
+
+        spread(agent)
+        spy(agent, "update", listener)
+
+    agent, _, stream, _ = train("pqn", tmp_path, watch, **args)
+    assert 0.05 < torch.stack(clipped).float().mean() < 0.95 and stream.ended().sum() > 50
+    assert agent.optimizer.count == 60 * 3 * 5  # rollouts, passes, minibatches
+    # Four of five random actions are not the greedy one.
+    first, last = (np.mean(part) for part in (strayed[:5], strayed[30:]))
+    assert first == pytest.approx(0.8 * 0.85, abs=0.12) and last == pytest.approx(0.8 * 0.1, abs=0.04)
+
+
 # ---- frames ----------------------------------------------------------------------------------------------------------
 
 
@@ -619,13 +692,13 @@ def test_the_program_counts_frames_and_ends_with_metrics_evaluation_and_checkpoi
     """Neither steps nor intervals divide the length here."""
     every = {"log_every": 74, "eval_every": 44, "save_every": 110}
     changes = {"num_envs": 6, "total_timesteps": 200, **every, "keep_checkpoints": 100}
-    changes |= {"num_steps": 5} if kind == "ppo" else {}
+    changes |= {"num_steps": 5} if kind in ROLLOUTS else {}
     words = []
     for name, value in {**SETTINGS[kind], **changes}.items():
         words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
     assert MODULES[kind].main([*words, "--run-dir", str(tmp_path / "run"), "--quiet"]) == 0
     training, evaluation = made
-    chunk = 6 * (5 if kind == "ppo" else 1)
+    chunk = 6 * (5 if kind in ROLLOUTS else 1)
     end = math.ceil(200 / chunk) * chunk
     assert len(training.only.steps) * 6 == end
 
@@ -634,7 +707,7 @@ def test_the_program_counts_frames_and_ends_with_metrics_evaluation_and_checkpoi
 
     rows = rows_of(tmp_path / "run")
     assert list(rows["charts/SPS"]) == list(rows["charts/episodes"]) == due(74)
-    loss = "losses/policy_loss" if kind == "ppo" else "losses/qf_loss"
+    loss = {"ppo": "losses/policy_loss", "pqn": "losses/td_loss"}.get(kind, "losses/qf_loss")
     assert list(rows[loss]) == due(74)
     assert list(rows["eval/episodic_return"]) == due(44)
     assert len(evaluation.streams) == len(due(44))
@@ -644,7 +717,7 @@ def test_the_program_counts_frames_and_ends_with_metrics_evaluation_and_checkpoi
     assert result["step"] == end
     assert result["eval"]["episodic_return"] == rows["eval/episodic_return"][end]
 
-    assert torch.equal(training.only.first[0], envs.make("PointMass-v0", 6, SEED).reset()[0])
+    assert torch.equal(training.only.first[0], envs.make(TASK[kind], 6, SEED).reset()[0])
     ended = training.only.ended()
     assert sum(rows["charts/episodes"].values()) == ended.sum() == 6 * (end // 6 // LIMIT)
     returns = running_returns(training.only.answers("reward"), ended, 1.0)[ended].sum()
