@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, get_args, get_type_hints
 
 import numpy as np
@@ -193,12 +194,17 @@ class Checkpoint(NamedTuple):
         """The state that was saved under this name, on a device.
 
         Raises:
-            RunError: there is none of that name.
+            RunError: there is none of that name, or it holds more than tensors and plain containers, of which
+                nothing was run.
         """
         if not self.has(name):
             raise RunError(f"{self.path} has no {state_file(name, self.rank)}, only {', '.join(self.meta['sha256'])}")
-        with disk(f"read {self.path}"):
-            return torch.load(self.path / state_file(name, self.rank), map_location=device, weights_only=True)
+        path = self.path / state_file(name, self.rank)
+        try:
+            with disk(f"read {self.path}"):
+                return torch.load(path, map_location=device, weights_only=True)
+        except (UnpicklingError, EOFError) as error:
+            raise RunError(f"{path} cannot be read: {error}".partition("\n")[0]) from error
 
     def has(self, name: str) -> bool:
         """Whether a state was saved under this name."""

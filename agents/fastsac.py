@@ -49,6 +49,7 @@ import envs
 from agents import config, machine
 from agents.checkpoint import Checkpoint, rng_state, set_rng_state
 from agents.episodes import EpisodeStats, evaluate
+from agents.origin import parse, start_from
 from agents.ranks import ALONE, Ranks, join
 from agents.replay import ReplayBuffer
 from agents.run import EXIT_STATUS, Run, crossed, explain, share_run
@@ -82,6 +83,9 @@ class Args:
     resume: str | None = None
     """run directory to continue from its last good checkpoint; settings come from there, and of the flags only
     --total-timesteps, --quiet, --keep-checkpoints, --threads, --env-threads and --device may be given anew"""
+    init_from: str | None = None
+    """run directory, or one of its checkpoints, whose networks and normalisers a new run starts from, on this task or
+    another; the settings that shape them come along"""
     device: str = "auto"
     """where the learner lives: auto (cuda if there is one), cpu, cuda, cuda:1"""
     size: Literal["auto", "small", "reference", "paper"] = "auto"
@@ -724,7 +728,7 @@ def train(
     while frames < args.total_timesteps and not run.stop_signal:
         # ---- act, and learn while the environments step ----
         with run.timer("act"):
-            if frames < args.learning_starts:
+            if frames < args.learning_starts and args.init_from is None:
                 action = agent.explore_uniformly()
             else:
                 action = agent.explore(obs)
@@ -795,6 +799,7 @@ def describe(run: Run[Args]) -> None:
     say = {
         "run": run.dir,
         "task": f"{args.env_id}, {args.num_envs} environments, {args.total_timesteps:,} frames",
+        **({"from": args.init_from} if args.init_from else {}),
         "size": f"{args.size}: actor {args.actor_hidden}, critics {args.critic_hidden}, batch {args.batch_size:,}",
         block: f"actor {actor_sem or 'off'}, critics {critic_sem or 'off'}",
         "learner": f"{args.device}, threads {torch.get_num_threads()}, "
@@ -808,7 +813,7 @@ def describe(run: Run[Args]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train an agent as the command line asks; returns the exit status: 0 done, 75 stopped by a signal, 2 bad input."""
-    parsed = config.parse(Args, presets, argv)
+    parsed = parse(Args, presets, argv)
     asked = parsed.args
     try:
         ranks = join(machine.resolve_device(asked.device))
@@ -817,12 +822,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.sem and not asked.sem and "sem" in parsed.explicit:
                 raise ValueError("--no-sem --bottleneck sem: --sem stands for --bottleneck sem, give one of them")
             built = build(args, ranks)  # before there is a run directory: bad input leaves nothing behind
+            origin = start_from(args, built[0])
             start = partial(
                 Run.start,
                 args,
                 root=args.run_root,
                 run_dir=args.run_dir,
                 presets=parsed.presets,
+                origin=origin,
                 mutable=MUTABLE,
                 keep=args.keep_checkpoints,
                 quiet=args.quiet,

@@ -4,6 +4,7 @@
     python agents/ppo.py --sem --env-id HalfCheetah-v5   # any task of `python -m envs`
     python agents/ppo.py --sem --env-id Pong-v5          # Atari
     python agents/ppo.py --resume runs/RUN_DIR           # continue
+    python agents/ppo.py --init-from runs/RUN_DIR        # start another run with its networks
 
 PPO (Schulman et al., arXiv 1707.06347) with the details of Huang et al., "The 37 Implementation Details of PPO" (2022):
 
@@ -46,6 +47,7 @@ import envs
 from agents import config, machine
 from agents.checkpoint import Checkpoint, rng_state, set_rng_state
 from agents.episodes import EpisodeStats, evaluate
+from agents.origin import parse, start_from
 from agents.ranks import ALONE, Ranks, join
 from agents.run import EXIT_STATUS, Run, crossed, explain, share_run
 from envs.base import Step, VecEnv, spawn_seeds
@@ -80,6 +82,9 @@ class Args:
     resume: str | None = None
     """run directory to continue from its last good checkpoint; settings come from there, and of the flags only
     --total-timesteps, --quiet, --keep-checkpoints, --threads, --env-threads and --device may be given anew"""
+    init_from: str | None = None
+    """run directory, or one of its checkpoints, whose networks and normalisers a new run starts from, on this task or
+    another; the settings that shape them come along"""
     device: str = "auto"
     """where the learner lives: auto (cuda if there is one), cpu, cuda, cuda:1"""
     size: Literal["auto", "small", "reference"] = "auto"
@@ -875,6 +880,7 @@ def describe(run: Run[Args], agent: PPO) -> None:
     say = {
         "run": run.dir,
         "task": f"{args.env_id}, {args.num_envs} environments, {args.total_timesteps:,} frames",
+        **({"from": args.init_from} if args.init_from else {}),
         "size": f"{args.size}: {'Nature CNN, ' if agent.images else ''}actor {args.actor_hidden}, "
         f"critic {args.critic_hidden}, rollout {rows:,}, minibatch {rows // args.num_minibatches:,}",
         block: f"actor {actor_sem or 'off'}, critic {critic_sem or 'off'}",
@@ -889,7 +895,7 @@ def describe(run: Run[Args], agent: PPO) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train an agent as the command line asks; returns the exit status: 0 done, 75 stopped by a signal, 2 bad input."""
-    parsed = config.parse(Args, presets, argv)
+    parsed = parse(Args, presets, argv)
     asked = parsed.args
     try:
         ranks = join(machine.resolve_device(asked.device))
@@ -898,12 +904,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.sem and not asked.sem and "sem" in parsed.explicit:
                 raise ValueError("--no-sem --bottleneck sem: --sem stands for --bottleneck sem, give one of them")
             built = build(args, ranks)  # before there is a run directory: bad input leaves nothing behind
+            origin = start_from(args, built[0])
             start = partial(
                 Run.start,
                 built[0].args,
                 root=args.run_root,
                 run_dir=args.run_dir,
                 presets=parsed.presets,
+                origin=origin,
                 mutable=MUTABLE,
                 keep=args.keep_checkpoints,
                 quiet=args.quiet,

@@ -250,6 +250,7 @@ class Run(Generic[A]):
         root: Path | str = "runs",
         run_dir: Path | str | None = None,
         presets: Sequence[str] = (),
+        origin: Mapping[str, Any] | None = None,
         mutable: Collection[str] = ("total_timesteps",),
         keep: int = 2,
         quiet: bool = False,
@@ -265,8 +266,8 @@ class Run(Generic[A]):
         if run_dir is not None and not str(run_dir).strip():
             raise RunError("the name of the run directory is empty")
         path = Path(run_dir or ".")
-        if run_dir is None or not (path / "config.json").is_file() or not step_dirs(path):
-            return cls.create(args, root=root, run_dir=run_dir, presets=presets, keep=keep, quiet=quiet)
+        if run_dir is None or not goes_on(path):
+            return cls.create(args, root=root, run_dir=run_dir, presets=presets, origin=origin, keep=keep, quiet=quiet)
         settings = {
             name: value for name, value in asdict(args).items() if name not in ("run_dir", "run_root", "resume")
         }
@@ -280,6 +281,7 @@ class Run(Generic[A]):
         root: Path | str = "runs",
         run_dir: Path | str | None = None,
         presets: Sequence[str] = (),
+        origin: Mapping[str, Any] | None = None,
         keep: int = 2,
         quiet: bool = False,
     ) -> Self:
@@ -293,6 +295,7 @@ class Run(Generic[A]):
             root: where a new directory is made; its parents are made too.
             run_dir: for callers that must know the name beforehand.
             presets: their names, to be shown beside the settings.
+            origin: what the manifest says about where its networks come from, if not from scratch.
             keep: number of checkpoints that stay.
             quiet: no progress line.
 
@@ -310,7 +313,14 @@ class Run(Generic[A]):
                 for old in [path / "metrics.csv", *path.glob("events.out.tfevents.*")]:
                     old.unlink(missing_ok=True)
                 write_json(path / "config.json", asdict(args))
-                record = {"agent": _agent(type(args)), **manifest(), "presets": list(presets), "resumes": []}
+                source = {"init_from": dict(origin)} if origin else {}
+                record = {
+                    "agent": agent_name(type(args)),
+                    **manifest(),
+                    "presets": list(presets),
+                    **source,
+                    "resumes": [],
+                }
                 write_json(path / "manifest.json", record)
                 run = cls(path, args, lock, presets, None, keep, quiet)
                 run._write_status("running")
@@ -362,7 +372,7 @@ class Run(Generic[A]):
             try:
                 settings = read_args(path, args_class)
             except RunError as error:
-                if (agent := record.get("agent")) not in (None, _agent(args_class)):
+                if (agent := record.get("agent")) not in (None, agent_name(args_class)):
                     raise RunError(f"{path} is a run of {agent}: resume it with agents/{agent}.py") from error
                 raise
             args, changed = override_args(settings, overrides or {}, mutable)
@@ -646,6 +656,11 @@ def share_run(ranks: Ranks, start: Callable[[], Run[A]]) -> Run[A]:
     return run
 
 
+def goes_on(run_dir: Path | str) -> bool:
+    """Return whether a directory holds a run that `Run.start` would go on with."""
+    return (Path(run_dir) / "config.json").is_file() and bool(step_dirs(Path(run_dir)))
+
+
 def _new_dir(root: Path, args: RunArgs) -> Path:
     """Make a directory that nobody else has."""
     root.mkdir(parents=True, exist_ok=True)
@@ -661,7 +676,7 @@ def _new_dir(root: Path, args: RunArgs) -> Path:
     return path
 
 
-def _agent(args_class: type[Any]) -> str | None:
+def agent_name(args_class: type[Any]) -> str | None:
     """Return the name of the program that the settings are of, also where it is __main__."""
     source = getattr(sys.modules[args_class.__module__], "__file__", None)
     return Path(source).stem if source else None

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -126,8 +125,6 @@ def load_agent(module: ModuleType, args: Any, checkpoint: Checkpoint) -> Any:
         agent.load_state_dict(state)
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{checkpoint.path} does not hold what this version of the agent saves: {error!r}") from error
-    except (UnpicklingError, EOFError) as error:  # more than tensors and plain containers: nothing of it was run
-        raise RunError(f"{checkpoint.path / 'agent.pt'} cannot be read: {error}".partition("\n")[0]) from error
     return agent
 
 
