@@ -99,6 +99,7 @@ def settings(trained: Any, device: str = "auto", env_id: str | None = None, back
         "backend": backend or trained.backend,
         "num_envs": 1,
         "eval_every": 0,
+        "video_every": 0,
         "compile": False,
         "buffer_size": getattr(trained, "n_step", 1) + 1,
     }
