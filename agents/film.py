@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -166,10 +166,20 @@ class Film:
             raise CannotDraw(f"a film of {env.task} by {env.backend} is not possible: {why}{use}") from error
 
 
+class Camera(Protocol):
+    """What looks at an episode."""
+
+    def shoot(self, obs: Tensor, critic_obs: Tensor) -> None:
+        """Look at what is acted on next."""
+
+    def stop(self) -> None:
+        """The episode is over."""
+
+
 class Filmed(VecEnv):
     """Environments of which a film takes pictures: of what is acted on, until the first episode of the first ends."""
 
-    def __init__(self, env: VecEnv, film: Film) -> None:
+    def __init__(self, env: VecEnv, film: Camera) -> None:
         self._env, self._film = env, film
         self.num_envs, self.device, self.max_episode_steps = env.num_envs, env.device, env.max_episode_steps
         self.task, self.backend = env.task, env.backend

@@ -2,6 +2,7 @@
 
     python agents/play.py runs/RUN_DIR                    # the newest good checkpoint, as the run evaluates itself
     python agents/play.py runs/RUN_DIR --video            # and an MP4 and a GIF in RUN_DIR/videos, in TensorBoard too
+    python agents/play.py runs/RUN_DIR --viewer           # in a window, where there is a display
     python agents/play.py runs/RUN_DIR --policy random    # what the task gives without learning; or --policy zero
     python agents/play.py runs/RUN_DIR --step 80000 --episodes 100 --seed 7 --csv episodes.csv
 
@@ -18,6 +19,7 @@ line says why.
 import csv
 import math
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,11 +36,11 @@ import envs
 from agents import config
 from agents.checkpoint import RunError, disk, read_args
 from agents.episodes import evaluate, score_and_end
-from agents.film import Film, Filmed, drawable, write_film
+from agents.film import Film, Filmed, drawable, steps_per_second, write_film
 from agents.trained import agent_module, settings, trained_policy
 from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import human_normalised
-from envs.pictures import prepare_gl
+from envs.pictures import Viewer, prepare_gl, require_display
 
 
 @dataclass
@@ -73,6 +75,10 @@ class Args:
     """width and height of a MuJoCo film; what the simulator prefers if none is given"""
     camera: int | None = None
     """number of the MuJoCo camera, -1 for the free one; one that shows the robot well if none is given"""
+
+    viewer: bool = False
+    """show the first episode in MuJoCo's viewer, at the speed of its clock; needs a display, and a --backend that gives
+    out its model: gymnasium, mjwarp, humanoidbench"""
 
 
 # ---- policies --------------------------------------------------------------------------------------------------------
@@ -188,6 +194,35 @@ def write_csv(path: Path, common: Mapping[str, Any], episodes: Sequence[Episode]
             writer.writerow([*common.values(), number, one.returned, one.length, one.end, *flags])
 
 
+# ---- viewer ----------------------------------------------------------------------------------------------------------
+
+
+class Window:
+    """The first episode in MuJoCo's viewer, step by step as its clock ticks; a closed window stops nothing else."""
+
+    def __init__(self, env: VecEnv) -> None:
+        self._env, self._step_s = env, 1 / steps_per_second(env)
+        self._viewer: Viewer | None = Viewer(env.mujoco()[0])
+        self._due = time.perf_counter()
+
+    def shoot(self, obs: Tensor, critic_obs: Tensor) -> None:
+        """Show the world as it is now, when it is time."""
+        if self._viewer is None:
+            return
+        time.sleep(max(0.0, self._due - time.perf_counter()))
+        self._due = (
+            max(self._due, time.perf_counter() - 1.0) + self._step_s
+        )  # what is slow is not caught up with for ever
+        if not self._viewer.show(**self._env.mujoco()[1]):
+            self.stop()
+
+    def stop(self) -> None:
+        """The episode is over."""
+        if self._viewer is not None:
+            self._viewer.close()
+        self._viewer = None
+
+
 # ---- the program -----------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +232,8 @@ def play(args: Args) -> None:
     Raises:
         ValueError, RunError: bad input, one line.
     """
+    if args.viewer:
+        require_display()
     if args.video:
         prepare_gl()
     run_dir = Path(args.run_dir)
@@ -216,7 +253,7 @@ def play(args: Args) -> None:
     if args.policy == "random":
         policy = random_policy(env, eval_seed)
     film = Film(env, args.video_seconds, args.video_size, args.camera, partial(elsewhere, env)) if args.video else None
-    recorded = Recorded(env, film)
+    recorded = Recorded(Filmed(env, Window(env)) if args.viewer else env, film)
     torch.manual_seed(eval_seed)
     score = evaluate(policy, recorded, eval_seed, args.max_steps)
     env.close()

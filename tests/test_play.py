@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from ctypes.util import find_library
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -681,3 +682,73 @@ def test_clocks_of_deepmind_control() -> None:
             assert path.stem not in one_to_one or round(substeps) == 1, task
             seen.add(path.stem)
     assert one_to_one <= seen and len(seen) >= 12
+
+
+# ---- viewer ----------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_display_the_viewer_is_refused(
+    trained: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures.sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    assert (
+        refused(capsys, trained["ppo"], "--viewer")
+        == "error: there is no display to open a window on; films need none\n"
+    )
+    monkeypatch.setenv("DISPLAY", ":7")
+    assert "torch gives out no MuJoCo model of PointMass-v0" in refused(capsys, trained["fasttd3"], "--viewer")
+
+
+class FakeWindow:
+    """MuJoCo's viewer as a program sees it; closed by its user after some pictures."""
+
+    def __init__(self, data: Any, left: int) -> None:
+        self.data, self.left, self.seen, self.closed = data, left, [], False
+
+    def is_running(self) -> bool:
+        return len(self.seen) < self.left
+
+    def lock(self) -> Any:
+        return nullcontext()
+
+    def sync(self) -> None:
+        self.seen.append((self.data.qpos.copy(), self.data.xpos[1].copy()))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("left", [4, 100])
+def test_the_viewer_shows_the_states_of_the_first_episode_at_its_speed(
+    left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gymnasium.envs.mujoco")
+    monkeypatch.setenv("DISPLAY", ":7")
+    windows: list[FakeWindow] = []
+
+    def launch(model: Any, data: Any) -> FakeWindow:
+        windows.append(FakeWindow(data, left))
+        return windows[-1]
+
+    viewer = ModuleType("mujoco.viewer")
+    viewer.launch_passive = launch  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mujoco.viewer", viewer)
+    monkeypatch.setattr(importlib.import_module("mujoco"), "viewer", viewer, raising=False)
+    slept: list[float] = []
+    monkeypatch.setattr(play.time, "sleep", slept.append)
+    monkeypatch.setattr(play.time, "perf_counter", lambda: sum(slept))
+    env = envs.make("HalfCheetah-v5", 2, seed=1, backend="gymnasium")
+    expected = []
+
+    def policy(obs: Tensor) -> Tensor:
+        expected.append(env.mujoco()[1]["qpos"])
+        return torch.full((2, 6), 0.3)
+
+    evaluate(policy, films.Filmed(env, play.Window(env)), seed=3, max_steps=10)
+    (window,) = windows
+    assert len(window.seen) == min(left, 10) and window.closed is (left < 10)
+    for (qpos, place), state in zip(window.seen, expected, strict=False):
+        assert np.array_equal(qpos, state) and place[0] == pytest.approx(state[0])  # the world moved, too
+    assert sum(slept) == pytest.approx(0.05 * min(left, 9))  # 20 steps a second
