@@ -56,6 +56,7 @@ from agents.checkpoint import (
     Checkpoint,
     RunArgs,
     RunError,
+    check_settings,
     clean_up,
     disk,
     newest_checkpoint,
@@ -376,14 +377,15 @@ class Run(Generic[A]):
                     raise RunError(f"{path} is a run of {agent}: resume it with agents/{agent}.py") from error
                 raise
             args, changed = override_args(settings, overrides or {}, mutable)
-            if check is not None:
-                check(args)
             if not isinstance(record.get("resumes"), list):
                 raise RunError(f"{path / 'manifest.json'} is damaged: it lacks the list of resumes")
             status = _status(path)
             if status.get("state") == "done" and status.get("step", 0) >= args.total_timesteps:
                 raise RunError(f"{path} is done: {status['step']} of {args.total_timesteps} frames are trained")
             checkpoint, complaints = newest_checkpoint(path)
+            check_settings(path, settings, checkpoint, mutable)
+            if check is not None:
+                check(args)
             if checkpoint.step > args.total_timesteps:
                 raise RunError(
                     f"--total-timesteps {args.total_timesteps}: {checkpoint.step} frames are trained already"
@@ -505,7 +507,12 @@ class Run(Generic[A]):
         with self.timer("save"):
             # The size must be true after a power cut: a resumed run goes back to it.
             sizes = self.ranks.by_first(self._metrics.sync)
-            meta = {"wall_s": self.wall_s, "metrics_bytes": sizes, "ranks": self.ranks.world}
+            meta = {
+                "wall_s": self.wall_s,
+                "metrics_bytes": sizes,
+                "ranks": self.ranks.world,
+                "settings": asdict(self.args),
+            }
             return write_checkpoint(self.dir, step, states, meta, self.keep, self.ranks)
 
     def finish(self, state: str = "done", why: str = "", score: Mapping[str, float] | None = None) -> int:

@@ -1,17 +1,21 @@
-"""What a run must survive: kills at any moment.
+"""What a run must survive: kills at any moment, damage to any of its files, and hours of training.
 
-SEMRL_LONG=1 python -m pytest tests/test_hardening.py    # 200 kills instead of 8 for each agent
+SEMRL_LONG=1 python -m pytest tests/test_hardening.py    # 200 kills instead of 8 for each agent, longer soaks
 """
 
+import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agents import fastsac, fasttd3, ppo
+from agents.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 LONG = bool(os.environ.get("SEMRL_LONG"))
@@ -132,3 +136,133 @@ def test_killed_at_any_moment_a_run_goes_on_and_ends_as_if_nothing_was(kind: str
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
     assert done.returncode == 0, f"seed {command[-2]}: {done.stderr[-3000:]}"
     print(done.stdout.splitlines()[-1])
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+
+def flip(content: bytearray, rng: random.Random) -> None:
+    if content:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+
+
+def truncate(content: bytearray, rng: random.Random) -> None:
+    del content[rng.randrange(max(1, len(content))) :]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of FastTD3 that has failed at 280 of 320 frames, with checkpoints at 160 and 240."""
+    run_dir = tmp_path_factory.mktemp("stopped") / "run"
+    progress = Run.progress
+
+    def fail(run: Run, step: int) -> None:
+        progress(run, step)
+        if step == 280:
+            raise ZeroDivisionError
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Run, "progress", fail)
+        fasttd3.main([*AGENTS["fasttd3"][1].split(), "--total-timesteps", "320", "--run-dir", str(run_dir)])
+    return run_dir
+
+
+def goes_on(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit status and stderr of a resume."""
+    capsys.readouterr()
+    try:
+        status = fasttd3.main(["--resume", str(run_dir), "--quiet"])
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    return status, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [flip, truncate])
+def test_damage_to_any_file_is_named_or_harmless(
+    damage: Any, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Path(shutil.copytree(stopped, tmp_path / "whole"))
+    assert goes_on(whole, capsys) == (0, "")
+    expected = (whole / "checkpoints" / "step_000000000320" / "agent.pt").read_bytes()
+    files = sorted(path.relative_to(stopped) for path in stopped.rglob("*") if path.is_file())
+    assert {"config.json", "metrics.csv", "agent.pt", "meta.json"} <= {path.name for path in files}
+    seed = random.randrange(10**6)
+    rng = random.Random(seed)
+    for turn in range(20 if LONG else 2):
+        for file in files:
+            run_dir = Path(shutil.copytree(stopped, tmp_path / f"{turn}-{'-'.join(file.parts)}"))
+            content = bytearray((run_dir / file).read_bytes())
+            damage(content, rng)
+            (run_dir / file).write_bytes(content)
+            status, err = goes_on(run_dir, capsys)
+            where = f"seed {seed}, turn {turn}, {damage.__name__} of {file}: {status}, {err}"
+            assert "Traceback" not in err and err.count("\n") <= 1, where
+            if status == 0:  # the same training, and what could not be used was named
+                agent = (run_dir / "checkpoints" / "step_000000000320" / "agent.pt").read_bytes()
+                assert agent == expected or MAY_CHANGE & set(changed(run_dir, stopped)), where
+                newest = file.parent.name == "step_000000000240"
+                assert not newest or "going on from step_000000000160" in err or same_json(run_dir, stopped, file), (
+                    where
+                )
+            else:
+                named = file.name in err or (file.name == "config.json" and err.startswith("error: --"))  # or the flag
+                assert status == 2 and err.startswith("error: ") and named, where
+            shutil.rmtree(run_dir)
+
+
+MAY_CHANGE = set(fasttd3.MUTABLE)
+"""settings that a user may change in a run, so that nothing can tell damage from it"""
+
+
+def changed(run_dir: Path, other: Path) -> list[str]:
+    here, there = (json.loads((path / "config.json").read_text()) for path in (run_dir, other))
+    return [name for name in there if here.get(name) != there[name]]
+
+
+def same_json(run_dir: Path, other: Path, file: Path) -> bool:
+    """Whether a JSON file of the undamaged run says what this one said: a bit between the words."""
+    return (
+        file.suffix == ".json"
+        and (run_dir / file).exists()
+        and (json.loads((run_dir / file).read_text()) == json.loads((other / file).read_text()))
+    )
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+SOAK = """
+import importlib, resource, sys
+from pathlib import Path
+from agents.run import Run
+
+kind, words, root, iterations = sys.argv[1], sys.argv[2].split(), sys.argv[3], int(sys.argv[4])
+agent = importlib.import_module(f"agents.{kind}")
+progress, seen = Run.progress, []
+
+def measured(run, step):
+    progress(run, step)
+    with open("/proc/self/statm") as file:
+        seen.append(int(file.read().split()[1]) * resource.getpagesize())
+    if len(seen) == iterations:
+        run.stop_signal = "SIGTERM"
+
+Run.progress = measured
+assert agent.main([*words, "--total-timesteps", str(10**9), "--run-dir", f"{root}/run"]) == 75
+half, end = max(seen[len(seen) // 4 : len(seen) // 2]), max(seen[len(seen) // 2 :])
+print(f"{half / 2**20:.1f} MiB in the second quarter of {iterations}, {end / 2**20:.1f} MiB in the second half")
+sys.exit(end > 1.02 * half)
+"""
+ITERATIONS = {"fasttd3": 1_200, "fastsac": 1_200, "ppo": 120}
+"""by which a replay buffer is full and everything that is made once was made"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@every_agent
+def test_memory_does_not_grow(kind: str, tmp_path: Path) -> None:
+    """Resident size, with evaluations, metrics and checkpoints, stays within 2% after warm-up."""
+    iterations = ITERATIONS[kind] * (100 if LONG else 1)
+    command = [sys.executable, "-c", SOAK, kind, AGENTS[kind][1], str(tmp_path), str(iterations)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
+    print(done.stdout.splitlines()[-1:])
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr[-2000:]
