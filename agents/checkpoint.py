@@ -16,8 +16,9 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, get_args, get_type_hints
 
 import numpy as np
@@ -148,6 +149,22 @@ def override_args(args: A, overrides: Mapping[str, Any], mutable: Collection[str
     return replace(args, **changed), changed
 
 
+def check_settings(run_dir: Path, args: RunArgs, checkpoint: "Checkpoint", mutable: Collection[str]) -> None:
+    """Do nothing if config.json says what the checkpoint was trained with, but for what may change.
+
+    Raises:
+        RunError: it does not: the file was damaged or edited.
+    """
+    noted = checkpoint.meta.get("settings", {})  # older checkpoints have none
+    now = json.loads(json.dumps(asdict(args), default=str))
+    for name in now.keys() & noted.keys() - set(mutable):
+        if now[name] != noted[name]:
+            raise RunError(
+                f"{run_dir / 'config.json'} is damaged or was edited: it sets {name} = {now[name]!r}, and "
+                f"{checkpoint.path.name} was trained with {noted[name]!r}"
+            )
+
+
 # ---- random number generators --------------------------------------------------------------------------------------
 
 
@@ -193,12 +210,17 @@ class Checkpoint(NamedTuple):
         """The state that was saved under this name, on a device.
 
         Raises:
-            RunError: there is none of that name.
+            RunError: there is none of that name, or it holds more than tensors and plain containers, of which
+                nothing was run.
         """
         if not self.has(name):
             raise RunError(f"{self.path} has no {state_file(name, self.rank)}, only {', '.join(self.meta['sha256'])}")
-        with disk(f"read {self.path}"):
-            return torch.load(self.path / state_file(name, self.rank), map_location=device, weights_only=True)
+        path = self.path / state_file(name, self.rank)
+        try:
+            with disk(f"read {self.path}"):
+                return torch.load(path, map_location=device, weights_only=True)
+        except (UnpicklingError, EOFError) as error:
+            raise RunError(f"{path} cannot be read: {error}".partition("\n")[0]) from error
 
     def has(self, name: str) -> bool:
         """Whether a state was saved under this name."""
@@ -221,6 +243,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is damaged: meta.json is not what was written ({error!r})") from error
     if schema != SCHEMA:
         raise RunError(f"{path} has format {schema}, this version reads {SCHEMA}: use the version that wrote it")
+    if meta.pop("seal", None) not in (None, seal(meta)):  # older ones have none
+        raise CheckpointError(f"{path} is damaged: meta.json is not what was written")
     if not all(isinstance(meta.get(name), int | float) for name in ("wall_s", "metrics_bytes")):
         raise CheckpointError(f"{path} is damaged: meta.json lacks wall_s or metrics_bytes")
     for name, expected in sha256.items():
@@ -228,6 +252,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
             if hashlib.file_digest(file, "sha256").hexdigest() != expected:
                 raise CheckpointError(f"{path} is damaged: {name} is not what was written")
     return Checkpoint(path, step, meta)
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what JSON makes of an object, however it is laid out."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def step_dirs(run_dir: Path) -> list[Path]:
@@ -286,7 +315,8 @@ def write_checkpoint(
 
     def end(sha256: Mapping[str, str]) -> None:
         with disk(f"write {final}", CheckpointError, intact):
-            write_json(temporary / "meta.json", {"schema": SCHEMA, "step": step, "sha256": sha256, **meta})
+            content = {"schema": SCHEMA, "step": step, "sha256": sha256, **meta}
+            write_json(temporary / "meta.json", {**content, "seal": seal(content)})
             _sync_dir(temporary)
             os.replace(temporary, final)
             _sync_dir(root)

@@ -49,11 +49,14 @@ import envs
 from agents import config, machine
 from agents.checkpoint import Checkpoint, rng_state, set_rng_state
 from agents.episodes import EpisodeStats, evaluate
+from agents.film import filmed, rehearse
+from agents.origin import parse, start_from
 from agents.ranks import ALONE, Ranks, join
 from agents.replay import ReplayBuffer
 from agents.run import EXIT_STATUS, Run, crossed, explain, share_run
 from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import DMC, GYM_MUJOCO, HUMANOIDBENCH
+from envs.pictures import prepare_gl
 from networks.actors import SquashedGaussianActor
 from networks.bottlenecks import Bottleneck
 from networks.critics import CategoricalCritics, ScalarCritics, project
@@ -82,6 +85,9 @@ class Args:
     resume: str | None = None
     """run directory to continue from its last good checkpoint; settings come from there, and of the flags only
     --total-timesteps, --quiet, --keep-checkpoints, --threads, --env-threads and --device may be given anew"""
+    init_from: str | None = None
+    """run directory, or one of its checkpoints, whose networks and normalisers a new run starts from, on this task or
+    another; the settings that shape them come along"""
     device: str = "auto"
     """where the learner lives: auto (cuda if there is one), cpu, cuda, cuda:1"""
     size: Literal["auto", "small", "reference", "paper"] = "auto"
@@ -103,6 +109,9 @@ class Args:
     """frames between evaluations, 0 for none; one more at the end"""
     eval_envs: int = 64
     """environments of the evaluation, one episode each, with seeds of their own that are the same every time"""
+    video_every: int = 0
+    """frames between films of the first episode of an evaluation, 0 for none: videos/ and TensorBoard's Images tab; a
+    multiple of --eval-every, and one more at the end"""
     save_every: int = 5_120_000
     """frames between checkpoints, 0 for none but the last"""
     save_replay: bool = True
@@ -625,14 +634,21 @@ def resolve(args: Args) -> Args:
     )
     not_negative = (
         *("seed", "threads", "env_threads", "learning_starts", "log_every", "eval_every", "save_every", "critic_lr"),
-        *("critic_lr_end", "actor_lr", "actor_lr_end", "alpha_lr", "weight_decay", "max_grad_norm"),
+        *("critic_lr_end", "actor_lr", "actor_lr_end", "alpha_lr", "weight_decay", "max_grad_norm", "video_every"),
     )
     for names, is_legal, legal in ((above_zero, lt, "above 0"), (not_negative, le, "0 or above")):
         for name in names:
             if not is_legal(0, getattr(args, name)):
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {legal}")
+            if getattr(args, name) > (most := 2e8 if name == "batch_size" else 3e38):  # float32 ends there
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at most {most:g}")
     if args.seed >= 1 << 32:
         raise ValueError(f"--seed {args.seed}: must be below 2^32, as NumPy wants it")
+    if args.video_every and (args.eval_every == 0 or args.video_every % args.eval_every):
+        raise ValueError(
+            f"--video-every {args.video_every}: must be a multiple of --eval-every {args.eval_every}, whose "
+            "episodes are filmed"
+        )
     if max(args.threads, args.env_threads) > 1024:
         raise ValueError(f"--threads {args.threads} --env-threads {args.env_threads}: both must be at most 1024")
     if math.ceil(args.buffer_size / args.num_envs) < args.n_step:
@@ -671,13 +687,15 @@ def build(args: Args, ranks: Ranks = ALONE) -> tuple[FastSAC, ReplayBuffer, VecE
         ValueError: the task, the device or the memory is not there, or the agent cannot learn the task.
     """
     machine.keep_freed_memory()
+    if args.video_every:
+        prepare_gl()
     num_envs = ranks.share("--num-envs", args.num_envs)
     paying = machine.learner_threads(ranks.share("--batch-size", args.batch_size), args.critic_hidden)
     torch.set_num_threads(args.threads or ranks.threads(paying))
     for seed in (random.seed, np.random.seed, torch.manual_seed):  # the first two for simulators that use them
         seed(args.seed)
     device = ranks.device(args.device)
-    options = {"num_threads": args.env_threads} if args.env_threads else {}
+    options: dict[str, Any] = {"num_threads": args.env_threads} if args.env_threads else {}
     env = envs.make(args.env_id, num_envs, ranks.seed(args.seed), device, args.backend, **options)
     agent = FastSAC(args, env, ranks)
     ranks.part_ways(args.seed)
@@ -698,7 +716,8 @@ def build(args: Args, ranks: Ranks = ALONE) -> tuple[FastSAC, ReplayBuffer, VecE
     )
     eval_env = None
     if args.eval_every and ranks.first:
-        eval_env = envs.make(args.env_id, args.eval_envs, args.seed, device, args.backend, **options)
+        make = partial(envs.make, args.env_id, args.eval_envs, args.seed, device, backend=args.backend, **options)
+        eval_env = rehearse(make, spawn_seeds(args.seed, 1, "evaluation")[0]) if args.video_every else make()
     return agent, replay, env, eval_env
 
 
@@ -728,7 +747,7 @@ def train(
     while frames < args.total_timesteps and not run.stop_signal:
         # ---- act, and learn while the environments step ----
         with run.timer("act"):
-            if frames < args.learning_starts:
+            if frames < args.learning_starts and args.init_from is None:
                 action = agent.explore_uniformly()
             else:
                 action = agent.explore(obs)
@@ -751,8 +770,10 @@ def train(
         # ---- once in a while ----
         last = frames >= args.total_timesteps
         if eval_env is not None and (last or crossed(args.eval_every, frames, args.num_envs)):
-            with run.timer("eval"):
-                score = evaluate(agent.act, eval_env, seed=eval_seed)
+            wanted = args.video_every > 0 and (last or crossed(args.video_every, frames, args.num_envs))
+            watched = filmed(eval_env, wanted, run.dir / "videos", frames, lambda: run.writer)
+            with run.timer("eval"), watched as stage:
+                score = evaluate(agent.act, stage, seed=eval_seed)
             run.log(frames, {f"eval/{name}": value for name, value in score.items()})
         if args.log_every and (last or crossed(args.log_every, frames, args.num_envs)):
             metrics = {**stats.summary(), **env.summary(), "charts/SPS": run.sps(frames), **run.timer.read()}
@@ -799,6 +820,7 @@ def describe(run: Run[Args]) -> None:
     say = {
         "run": run.dir,
         "task": f"{args.env_id}, {args.num_envs} environments, {args.total_timesteps:,} frames",
+        **({"from": args.init_from} if args.init_from else {}),
         "size": f"{args.size}: actor {args.actor_hidden}, critics {args.critic_hidden}, batch {args.batch_size:,}",
         block: f"actor {actor_sem or 'off'}, critics {critic_sem or 'off'}",
         "learner": f"{args.device}, threads {torch.get_num_threads()}, "
@@ -812,7 +834,7 @@ def describe(run: Run[Args]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train an agent as the command line asks; returns the exit status: 0 done, 75 stopped by a signal, 2 bad input."""
-    parsed = config.parse(Args, presets, argv)
+    parsed = parse(Args, presets, argv)
     asked = parsed.args
     try:
         ranks = join(machine.resolve_device(asked.device))
@@ -821,12 +843,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.sem and not asked.sem and "sem" in parsed.explicit:
                 raise ValueError("--no-sem --bottleneck sem: --sem stands for --bottleneck sem, give one of them")
             built = build(args, ranks)  # before there is a run directory: bad input leaves nothing behind
+            origin = start_from(args, built[0])
             start = partial(
                 Run.start,
                 args,
                 root=args.run_root,
                 run_dir=args.run_dir,
                 presets=parsed.presets,
+                origin=origin,
                 mutable=MUTABLE,
                 keep=args.keep_checkpoints,
                 quiet=args.quiet,

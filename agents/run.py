@@ -56,6 +56,7 @@ from agents.checkpoint import (
     Checkpoint,
     RunArgs,
     RunError,
+    check_settings,
     clean_up,
     disk,
     newest_checkpoint,
@@ -250,6 +251,7 @@ class Run(Generic[A]):
         root: Path | str = "runs",
         run_dir: Path | str | None = None,
         presets: Sequence[str] = (),
+        origin: Mapping[str, Any] | None = None,
         mutable: Collection[str] = ("total_timesteps",),
         keep: int = 2,
         quiet: bool = False,
@@ -265,8 +267,8 @@ class Run(Generic[A]):
         if run_dir is not None and not str(run_dir).strip():
             raise RunError("the name of the run directory is empty")
         path = Path(run_dir or ".")
-        if run_dir is None or not (path / "config.json").is_file() or not step_dirs(path):
-            return cls.create(args, root=root, run_dir=run_dir, presets=presets, keep=keep, quiet=quiet)
+        if run_dir is None or not goes_on(path):
+            return cls.create(args, root=root, run_dir=run_dir, presets=presets, origin=origin, keep=keep, quiet=quiet)
         settings = {
             name: value for name, value in asdict(args).items() if name not in ("run_dir", "run_root", "resume")
         }
@@ -280,6 +282,7 @@ class Run(Generic[A]):
         root: Path | str = "runs",
         run_dir: Path | str | None = None,
         presets: Sequence[str] = (),
+        origin: Mapping[str, Any] | None = None,
         keep: int = 2,
         quiet: bool = False,
     ) -> Self:
@@ -293,6 +296,7 @@ class Run(Generic[A]):
             root: where a new directory is made; its parents are made too.
             run_dir: for callers that must know the name beforehand.
             presets: their names, to be shown beside the settings.
+            origin: what the manifest says about where its networks come from, if not from scratch.
             keep: number of checkpoints that stay.
             quiet: no progress line.
 
@@ -311,7 +315,14 @@ class Run(Generic[A]):
                 for old in [path / "metrics.csv", *path.glob("events.out.tfevents.*")]:
                     old.unlink(missing_ok=True)
                 write_json(path / "config.json", asdict(args))
-                record = {"agent": _agent(type(args)), **manifest(), "presets": list(presets), "resumes": []}
+                source = {"init_from": dict(origin)} if origin else {}
+                record = {
+                    "agent": agent_name(type(args)),
+                    **manifest(),
+                    "presets": list(presets),
+                    **source,
+                    "resumes": [],
+                }
                 write_json(path / "manifest.json", record)
                 run = cls(path, args, lock, presets, None, keep, quiet)
                 run._write_status("running")
@@ -366,18 +377,19 @@ class Run(Generic[A]):
             try:
                 settings = read_args(path, args_class)
             except RunError as error:
-                if (agent := record.get("agent")) not in (None, _agent(args_class)):
+                if (agent := record.get("agent")) not in (None, agent_name(args_class)):
                     raise RunError(f"{path} is a run of {agent}: resume it with agents/{agent}.py") from error
                 raise
             args, changed = override_args(settings, overrides or {}, mutable)
-            if check is not None:
-                check(args)
             if not isinstance(record.get("resumes"), list):
                 raise RunError(f"{path / 'manifest.json'} is damaged: it lacks the list of resumes")
             status = _status(path)
             if status.get("state") == "done" and status.get("step", 0) >= args.total_timesteps:
                 raise RunError(f"{path} is done: {status['step']} of {args.total_timesteps} frames are trained")
             checkpoint, complaints = newest_checkpoint(path)
+            check_settings(path, settings, checkpoint, mutable)
+            if check is not None:
+                check(args)
             if checkpoint.step > args.total_timesteps:
                 raise RunError(
                     f"--total-timesteps {args.total_timesteps}: {checkpoint.step} frames are trained already"
@@ -500,7 +512,12 @@ class Run(Generic[A]):
         with self.timer("save"):
             # The size must be true after a power cut: a resumed run goes back to it.
             sizes = self.ranks.by_first(self._metrics.sync)
-            meta = {"wall_s": self.wall_s, "metrics_bytes": sizes, "ranks": self.ranks.world}
+            meta = {
+                "wall_s": self.wall_s,
+                "metrics_bytes": sizes,
+                "ranks": self.ranks.world,
+                "settings": asdict(self.args),
+            }
             return write_checkpoint(self.dir, step, states, meta, self.keep, self.ranks)
 
     def finish(self, state: str = "done", why: str = "", score: Mapping[str, float] | None = None) -> int:
@@ -651,6 +668,11 @@ def share_run(ranks: Ranks, start: Callable[[], Run[A]]) -> Run[A]:
     return run
 
 
+def goes_on(run_dir: Path | str) -> bool:
+    """Return whether a directory holds a run that `Run.start` would go on with."""
+    return (Path(run_dir) / "config.json").is_file() and bool(step_dirs(Path(run_dir)))
+
+
 def _new_dir(root: Path, args: RunArgs) -> Path:
     """Make a directory that nobody else has."""
     root.mkdir(parents=True, exist_ok=True)
@@ -666,7 +688,7 @@ def _new_dir(root: Path, args: RunArgs) -> Path:
     return path
 
 
-def _agent(args_class: type[Any]) -> str | None:
+def agent_name(args_class: type[Any]) -> str | None:
     """Return the name of the program that the settings are of, also where it is __main__."""
     source = getattr(sys.modules[args_class.__module__], "__file__", None)
     return Path(source).stem if source else None

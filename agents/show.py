@@ -297,9 +297,10 @@ def origins(run: Record) -> list[tuple[str, Any, Any, str]]:
         raise ValueError(f"{path} is no agent, so the defaults of its settings are not known")
     defaults = module.Args()
     known = {f.name for f in fields(defaults)}
-    value = {name: tuple(x) if isinstance(x, list) else x for name, x in run.config.items()}
+    value = tuples(run.config)
     asked = replace(defaults, **{**{k: v for k, v in value.items() if k in known}, "device": "cpu"})  # any GPU will do
     preset = {name: (source, x) for source, overrides in module.presets(asked) for name, x in overrides.items()}
+    preset |= {name: ("init-from", x) for name, x in tuples(part(part(run.manifest, "init_from"), "settings")).items()}
     resumed = {name for one in resumes(run.manifest) for name in part(one, "changed")}
     rows: list[tuple[str, Any, Any, str]] = []
     for name, default in asdict(defaults).items():
@@ -317,6 +318,11 @@ def origins(run: Record) -> list[tuple[str, Any, Any, str]]:
             rows.append((name, value[name], default, f"{given} (preset {source}: {short(base)})" if source else given))
     rows += [(name, value[name], "unknown", "another version") for name in value if name not in known]
     return sorted(rows, key=lambda row: not row[3].startswith(("flag", "resume")))
+
+
+def tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings from a JSON file, which knows no tuples, as they were."""
+    return {name: tuple(x) if isinstance(x, list) else x for name, x in settings.items()}
 
 
 def has_flag(run: Record, name: str) -> bool:
@@ -366,6 +372,9 @@ def machine_lines(run: Record) -> list[tuple[str, str]]:
         ("GPU", ", ".join(map(str, gpus)) if gpus and isinstance(gpus, list) else "none"),
         ("torch", ", ".join(f"{name} {short(value)}" for name, value in switches.items())),
     ]
+    if source := part(record, "init_from"):
+        frames = f"after {number(source.get('step')):,} frames of {source.get('task')}"
+        lines.insert(1, ("from", f"the networks of {source.get('path')}, {frames}"))
     for one in resumes(record):
         changed = "".join(f", {name} {short(value)}" for name, value in part(one, "changed").items())
         lines.append(("resumed", f"at {number(one.get('step')):,} frames, {one.get('time')}{changed}"))

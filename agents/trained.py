@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -100,6 +99,7 @@ def settings(trained: Any, device: str = "auto", env_id: str | None = None, back
         "backend": backend or trained.backend,
         "num_envs": 1,
         "eval_every": 0,
+        "video_every": 0,
         "compile": False,
         "buffer_size": getattr(trained, "n_step", 1) + 1,
     }
@@ -126,8 +126,6 @@ def load_agent(module: ModuleType, args: Any, checkpoint: Checkpoint) -> Any:
         agent.load_state_dict(state)
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{checkpoint.path} does not hold what this version of the agent saves: {error!r}") from error
-    except (UnpicklingError, EOFError) as error:  # more than tensors and plain containers: nothing of it was run
-        raise RunError(f"{checkpoint.path / 'agent.pt'} cannot be read: {error}".partition("\n")[0]) from error
     return agent
 
 

@@ -133,6 +133,14 @@ class VecEnv(ABC):
         """
         raise TaskError(f"{self.backend} cannot draw {self.task}")
 
+    def mujoco(self, index: int = 0) -> tuple[Any, dict[str, np.ndarray]]:
+        """Return the MuJoCo model of one environment, and its state now: arrays of MjData by name, qpos at least.
+
+        Raises:
+            TaskError: the task has none, or its simulator keeps them to itself.
+        """
+        raise TaskError(f"{self.backend} gives out no MuJoCo model of {self.task}")
+
     def close(self) -> None:  # noqa: B027  most engines have nothing to release
         """Release the simulator. Safe to call twice."""
 

@@ -128,6 +128,14 @@ class GymnasiumEnv(HostEnv):
             raise TaskError(f'{self.task} draws nothing unless it is made with render_mode="rgb_array"')
         return picture
 
+    def mujoco(self, index: int = 0) -> tuple[Any, dict[str, np.ndarray]]:
+        """Return the MuJoCo model of one environment, and its state now, see `VecEnv.mujoco`."""
+        task: Any = None if self._async else self._vector.envs[index].unwrapped
+        if not hasattr(task, "model") or not hasattr(task, "data"):
+            return super().mujoco(index)
+        data = task.data
+        return task.model, {name: getattr(data, name).copy() for name in ("qpos", "mocap_pos", "mocap_quat")}
+
     def close(self) -> None:
         """Close the environments. Safe to call twice."""
         self._vector.close()

@@ -191,7 +191,11 @@ class HumanoidBench(HostEnv):
         if self._pictures is None or self._view != (size, camera):
             self._pictures = Pictures(self._physics.model, size, camera, distance=4.0, everything=True)
             self._view = size, camera
-        return self._pictures.draw(qpos=self._physics.state["qpos"][index])
+        return self._pictures.draw(**self.mujoco(index)[1])
+
+    def mujoco(self, index: int = 0) -> tuple[Any, dict[str, np.ndarray]]:
+        """Return the MuJoCo model of one world, and its state now, see `VecEnv.mujoco`."""
+        return self._physics.model, {"qpos": self._physics.state["qpos"][index]}
 
     def close(self) -> None:
         """Stop the threads. Safe to call twice."""

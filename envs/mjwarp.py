@@ -182,9 +182,13 @@ class MjwarpEnv(VecEnv):
         if self._pictures is None or self._view != (size, camera):
             self._pictures = Pictures(self._physics.model, size, camera)
             self._view = size, camera
+        return self._pictures.draw(**self.mujoco(index)[1])
+
+    def mujoco(self, index: int = 0) -> tuple[Any, dict[str, np.ndarray]]:
+        """Return the MuJoCo model of one world, and its state now, see `VecEnv.mujoco`."""
         state = self._physics.state
         names = [name for name in ("qpos", "mocap_pos", "mocap_quat") if name in state]
-        return self._pictures.draw(**{name: state[name][index].cpu().numpy() for name in names})
+        return self._physics.model, {name: state[name][index].cpu().numpy() for name in names}
 
     def close(self) -> None:
         """Release what draws. Safe to call twice."""

@@ -1,4 +1,4 @@
-"""Pictures of MuJoCo worlds, without a display."""
+"""Pictures of MuJoCo worlds, without a display; and, where there is one, MuJoCo's own viewer."""
 
 import ctypes
 import os
@@ -99,3 +99,47 @@ class Pictures:
     def close(self) -> None:
         """Release the OpenGL context."""
         self._renderer.close()
+
+
+def require_display() -> None:
+    """Do nothing where windows can be opened.
+
+    Raises:
+        TaskError: there is no display.
+    """
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise TaskError("there is no display to open a window on; films need none")
+
+
+class Viewer:
+    """A window of MuJoCo's passive viewer, which shows one world as it moves; the mouse turns and follows it.
+
+    Raises:
+        TaskError: there is no display, or it cannot be opened.
+    """
+
+    def __init__(self, model: Any) -> None:
+        require_display()
+        import mujoco
+        import mujoco.viewer
+
+        self._mujoco, self._model, self._data = mujoco, model, mujoco.MjData(model)
+        try:
+            self._window = mujoco.viewer.launch_passive(model, self._data)
+        except Exception as error:  # whatever the window system raises
+            raise TaskError(f"MuJoCo's viewer cannot be opened here ({one_line(error)})") from error
+
+    def show(self, **state: np.ndarray) -> bool:
+        """Show a state: arrays of mujoco.MjData by name; returns whether the window is still open."""
+        if not self._window.is_running():
+            return False
+        with self._window.lock():
+            for name, values in state.items():
+                getattr(self._data, name)[:] = values
+            self._mujoco.mj_forward(self._model, self._data)
+        self._window.sync()
+        return True
+
+    def close(self) -> None:
+        """Close the window."""
+        self._window.close()

@@ -433,6 +433,8 @@ REPLAY_BAD = [
     *ANY_BAD,
     (["--bach-size", "3"], "--batch-size"),
     (["--batch-size", "0"], "--batch-size 0: must be above 0"),
+    (["--batch-size", "1000000000000"], "--batch-size 1000000000000: must be at most 2e+08"),
+    (["--critic-lr", "1e308"], "--critic-lr 1e+308: must be at most 3e+38"),
     (["--buffer-size", "10000000000000"], "--buffer-size"),
     (
         ["--buffer-size", "4", "--n-step", "3"],
@@ -477,6 +479,7 @@ BAD = {
         (["--gae-lambda", "2"], "--gae-lambda 2.0"),
         (["--lr-schedule", "cosine"], "expected one of constant, linear, adaptive"),
         (["--init-std", "0"], "--init-std 0.0: must be above 0"),
+        (["--learning-rate", "1e308"], "--learning-rate 1e+308: must be at most 3e+38"),
         (["--buffer-size", "3"], "unknown flag --buffer-size"),
     ],
 }

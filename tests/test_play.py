@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib
 import importlib.util
 import io
 import json
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from ctypes.util import find_library
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -28,9 +30,10 @@ from torch import Tensor
 
 import envs
 from agents import fastsac, fasttd3, play, ppo, pqn
+from agents import film as films
 from agents.episodes import evaluate
 from agents.run import Run
-from agents.trained import find_checkpoint, load_agent, settings
+from agents.trained import RATES, find_checkpoint, load_agent, look_up, settings
 from envs import pictures
 from envs.base import VecEnv
 from envs.families import DMC
@@ -340,8 +343,8 @@ def test_only_an_agent_of_this_folder_is_imported(
     record = json.loads((run_dir / "manifest.json").read_text())
     (run_dir / "manifest.json").write_text(json.dumps({**record, "agent": name}))
     imported: list[str] = []
-    real = play.importlib.import_module
-    monkeypatch.setattr(play.importlib, "import_module", lambda module: imported.append(module) or real(module))
+    real = importlib.import_module
+    monkeypatch.setattr(importlib, "import_module", lambda module: imported.append(module) or real(module))
     assert "is no agent" in refused(capsys, run_dir)
     assert imported in ([], ["agents.play"])
 
@@ -474,7 +477,7 @@ def centre(picture: np.ndarray, colour: tuple[int, int, int]) -> tuple[float, fl
 
 @pytest.mark.parametrize(("position", "goal"), [((0.5, -0.25), (-0.75, 0.5)), ((-1, 1), (1, -1)), ((0, 0), (0.3, 0.9))])
 def test_the_point_mass_is_drawn_where_it_is(position: tuple[float, float], goal: tuple[float, float]) -> None:
-    picture = play.draw_point_mass(np.array([*position, 0.0, 0.0, *goal], np.float32))
+    picture = films.draw_point_mass(np.array([*position, 0.0, 0.0, *goal], np.float32))
     assert centre(picture, (31, 119, 180)) == pytest.approx(position, abs=0.012)
     assert centre(picture, (198, 239, 206)) == pytest.approx(goal, abs=0.012)
     assert (picture[0, 0] != 255).any() and (picture[120, 12] == picture[12, 120]).all()  # walls on all sides
@@ -483,17 +486,17 @@ def test_the_point_mass_is_drawn_where_it_is(position: tuple[float, float], goal
 def test_images_are_drawn_as_they_are_seen() -> None:
     env = envs.make("Pixels-v0", 1, seed=2)
     obs, _ = env.reset()
-    picture = play.draw_image(obs[0].numpy())
+    picture = films.draw_image(obs[0].numpy())
     assert picture.shape == (252, 252, 3)
     assert (picture[::3, ::3, 1] == obs[0, -1].numpy()).all()  # the newest of four frames
     colours = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 3)
-    assert (play.draw_image(colours)[::128, ::128] == colours).all()
-    assert (play.draw_image(colours.transpose(2, 0, 1))[::128, ::128] == colours).all()
+    assert (films.draw_image(colours)[::128, ::128] == colours).all()
+    assert (films.draw_image(colours.transpose(2, 0, 1))[::128, ::128] == colours).all()
 
 
 def test_a_task_that_draws_itself_and_the_clock_of_a_film(trained: dict[str, Path], own_task: str) -> None:
     env = envs.make(own_task, 2, seed=1)
-    film = play.Film(env, play.Args("x", video_seconds=0.5))
+    film = films.Film(env, seconds=0.5)
     assert film.fps == 30  # nobody knows this task's clock
     evaluate(play.zero_policy(env), play.Recorded(env, film), 0)
     assert [frame[0, 0, 0] for frame in film.frames] == list(range(15))  # every step, from the first, for half a second
@@ -506,11 +509,11 @@ def test_a_film_ends_with_its_episode_and_keeps_time() -> None:
         env.render = lambda index, size, camera, env=env: np.full(
             (8, 8, 3), int(env._state["elapsed"][index]), np.uint8
         )  # type: ignore
-        play_rate, play.steps_per_second = play.steps_per_second, lambda env, rate=rate: rate
+        play_rate, films.steps_per_second = films.steps_per_second, lambda env, rate=rate: rate
         try:
-            film = play.Film(env, play.Args("x"))
+            film = films.Film(env)
         finally:
-            play.steps_per_second = play_rate
+            films.steps_per_second = play_rate
         assert film.fps == fps
         evaluate(still(env), play.Recorded(env, film), 0)
         assert [frame[0, 0, 0] for frame in film.frames] == list(range(0, 70, every))
@@ -519,7 +522,7 @@ def test_a_film_ends_with_its_episode_and_keeps_time() -> None:
 def test_gif_keeps_time_and_colours() -> None:
     frames = [np.full((40, 400, 3), (250, 10 * k, 0), np.uint8) for k in range(20)]
     for fps in (10.0, 15.0, 25.0, 30.0):
-        content = play.gif_bytes(frames, fps)
+        content = films.gif_bytes(frames, fps)
         pictures = gif_frames(content)
         every = math.ceil(fps / 15)
         assert len(pictures) == math.ceil(20 / every) and pictures[0].shape == (32, 320, 3)
@@ -541,7 +544,7 @@ def test_without_an_encoder_there_is_a_line_and_a_gif(
 def test_mp4(tmp_path: Path) -> None:
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     path = tmp_path / "a" / "film.mp4"
-    play.write_mp4(path, [np.full((66, 80, 3), 12 * k, np.uint8) for k in range(20)], 25.0)
+    films.write_mp4(path, [np.full((66, 80, 3), 12 * k, np.uint8) for k in range(20)], 25.0)
     assert ffmpeg.count_frames_and_secs(str(path)) == (20, pytest.approx(0.8, abs=0.01))
     reader = ffmpeg.read_frames(str(path))
     assert next(reader)["size"] == (80, 66)
@@ -554,15 +557,15 @@ def test_what_a_renderer_says_becomes_one_line(run_dir: Path, capsys: pytest.Cap
     def film_of(render: Any) -> str:
         env = envs.make("PointMass-v0", 1, seed=0)
         env.render = render  # type: ignore[attr-defined]
-        film = play.Film(env, play.Args("x"))
-        with pytest.raises(play.CannotDraw) as refusal:
+        film = films.Film(env)
+        with pytest.raises(films.CannotDraw) as refusal:
             film.shoot(*env.reset())
         return str(refusal.value)
 
     def broken(*_: Any) -> None:
         raise RuntimeError("no\nscreen")
 
-    assert film_of(broken) == "--video of PointMass-v0 by torch is not possible: no screen"
+    assert film_of(broken) == "a film of PointMass-v0 by torch is not possible: no screen"
     assert "returned object of shape ()" in film_of(lambda *_: None)
     assert "returned float64 of shape (2, 2, 3)" in film_of(lambda *_: np.zeros((2, 2, 3)))
 
@@ -573,7 +576,7 @@ def test_what_a_renderer_says_becomes_one_line(run_dir: Path, capsys: pytest.Cap
 def test_envpool_draws_what_it_simulates() -> None:
     pytest.importorskip("envpool")
     env = envs.make("CartPole-v1", 2, seed=0, backend="envpool")
-    film = play.Film(env, play.Args("x"))
+    film = films.Film(env)
     recorded = play.Recorded(env, film)
     seen = []
 
@@ -649,7 +652,7 @@ def test_mujoco_is_filmed_without_a_display(task: str, run_dir: Path) -> None:
     )
     if blind.returncode == 0:
         pytest.skip("this EGL looks for its drivers elsewhere")
-    assert blind.returncode == 2 and f"--video of {name} by {backend} is not possible" in blind.stderr
+    assert blind.returncode == 2 and f"a film of {name} by {backend} is not possible" in blind.stderr
 
 
 def test_clocks_of_gymnasium() -> None:
@@ -659,7 +662,7 @@ def test_clocks_of_gymnasium() -> None:
     names = "Ant HalfCheetah Hopper Humanoid HumanoidStandup InvertedDoublePendulum InvertedPendulum Pusher Reacher"
     for task in [f"{name}-v5" for name in (*names.split(), "Swimmer", "Walker2d")]:
         env = gymnasium.make(task)
-        assert play.look_up(play.RATES, task, 0.0) == pytest.approx(1 / env.unwrapped.dt), task
+        assert look_up(RATES, task, 0.0) == pytest.approx(1 / env.unwrapped.dt), task
         env.close()
 
 
@@ -678,8 +681,78 @@ def test_clocks_of_deepmind_control() -> None:
         if path.stem == "humanoid":
             named = [t for t in named if not t.startswith("HumanoidCMU")]
         for task in named if found else []:
-            substeps = 1 / (play.look_up(play.RATES, task, 0.0) * float(found.group(1)))  # type: ignore[union-attr]
+            substeps = 1 / (look_up(RATES, task, 0.0) * float(found.group(1)))  # type: ignore[union-attr]
             assert substeps == pytest.approx(round(substeps), abs=1e-6) and round(substeps) >= 1, task
             assert path.stem not in one_to_one or round(substeps) == 1, task
             seen.add(path.stem)
     assert one_to_one <= seen and len(seen) >= 12
+
+
+# ---- viewer ----------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_display_the_viewer_is_refused(
+    trained: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures.sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    assert (
+        refused(capsys, trained["ppo"], "--viewer")
+        == "error: there is no display to open a window on; films need none\n"
+    )
+    monkeypatch.setenv("DISPLAY", ":7")
+    assert "torch gives out no MuJoCo model of PointMass-v0" in refused(capsys, trained["fasttd3"], "--viewer")
+
+
+class FakeWindow:
+    """MuJoCo's viewer as a program sees it; closed by its user after some pictures."""
+
+    def __init__(self, data: Any, left: int) -> None:
+        self.data, self.left, self.seen, self.closed = data, left, [], False
+
+    def is_running(self) -> bool:
+        return len(self.seen) < self.left
+
+    def lock(self) -> Any:
+        return nullcontext()
+
+    def sync(self) -> None:
+        self.seen.append((self.data.qpos.copy(), self.data.xpos[1].copy()))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("left", [4, 100])
+def test_the_viewer_shows_the_states_of_the_first_episode_at_its_speed(
+    left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gymnasium.envs.mujoco")
+    monkeypatch.setenv("DISPLAY", ":7")
+    windows: list[FakeWindow] = []
+
+    def launch(model: Any, data: Any) -> FakeWindow:
+        windows.append(FakeWindow(data, left))
+        return windows[-1]
+
+    viewer = ModuleType("mujoco.viewer")
+    viewer.launch_passive = launch  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mujoco.viewer", viewer)
+    monkeypatch.setattr(importlib.import_module("mujoco"), "viewer", viewer, raising=False)
+    slept: list[float] = []
+    monkeypatch.setattr(play.time, "sleep", slept.append)
+    monkeypatch.setattr(play.time, "perf_counter", lambda: sum(slept))
+    env = envs.make("HalfCheetah-v5", 2, seed=1, backend="gymnasium")
+    expected = []
+
+    def policy(obs: Tensor) -> Tensor:
+        expected.append(env.mujoco()[1]["qpos"])
+        return torch.full((2, 6), 0.3)
+
+    evaluate(policy, films.Filmed(env, play.Window(env)), seed=3, max_steps=10)
+    (window,) = windows
+    assert len(window.seen) == min(left, 10) and window.closed is (left < 10)
+    for (qpos, place), state in zip(window.seen, expected, strict=False):
+        assert np.array_equal(qpos, state) and place[0] == pytest.approx(state[0])  # the world moved, too
+    assert sum(slept) == pytest.approx(0.05 * min(left, 9))  # 20 steps a second

@@ -268,7 +268,7 @@ def test_scripts_hide_no_other_module(package: str) -> None:
 # ---- flags -----------------------------------------------------------------------------------------------------------
 
 CHECKS_ONLY = ("resolve", "describe")  # functions that look at values, whether or not anything goes by them
-READ_BY_THE_RUN = {"exp_name"}
+READ_BY_THE_RUN = {"exp_name", "init_from"}
 
 
 def flags(code: ast.Module) -> dict[str, tuple[str, str | None]]:
