@@ -4,6 +4,7 @@
     python agents/pqn.py --sem --env-id Acrobot-v1       # any task of `python -m envs` with discrete actions
     python agents/pqn.py --sem --env-id Pong-v5          # Atari
     python agents/pqn.py --resume runs/RUN_DIR           # continue
+    python agents/pqn.py --init-from runs/RUN_DIR        # start another run with its network
 
 PQN, a parallelised Q-network (Gallici et al., "Simplifying Deep Temporal Difference Learning", arXiv 2407.04811), is
 Q-learning without a replay buffer and without a target network. What takes their places:
@@ -46,10 +47,13 @@ import envs
 from agents import config, machine
 from agents.checkpoint import Checkpoint, rng_state, set_rng_state
 from agents.episodes import EpisodeStats, evaluate
+from agents.film import filmed, rehearse
+from agents.origin import parse, start_from
 from agents.ranks import ALONE, Ranks, join
 from agents.run import EXIT_STATUS, Run, crossed, explain, share_run
 from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import ATARI, CLASSIC, human_normalised
+from envs.pictures import prepare_gl
 from networks.bottlenecks import Bottleneck
 from networks.critics import DiscreteCritic
 from networks.diagnostics import PROBE, describe_torso, td_error
@@ -79,6 +83,9 @@ class Args:
     resume: str | None = None
     """run directory to continue from its last good checkpoint; settings come from there, and of the flags only
     --total-timesteps, --quiet, --keep-checkpoints, --threads, --env-threads and --device may be given anew"""
+    init_from: str | None = None
+    """run directory, or one of its checkpoints, whose networks and normalisers a new run starts from, on this task or
+    another; the settings that shape them come along"""
     device: str = "auto"
     """where the learner lives: auto (cuda if there is one), cpu, cuda, cuda:1"""
     size: Literal["auto", "small", "reference"] = "auto"
@@ -100,6 +107,9 @@ class Args:
     """environments of the evaluation, one episode each, with seeds of their own that are the same every time"""
     eval_epsilon: float = 0.0
     """share of actions that are drawn evenly in evaluations"""
+    video_every: int = 0
+    """frames between films of the first episode of an evaluation, 0 for none: videos/ and TensorBoard's Images tab; a
+    multiple of --eval-every, and one more at the end"""
     save_every: int = 4_915_200
     """frames between checkpoints, 0 for none but the last"""
     keep_checkpoints: int = 2
@@ -549,14 +559,21 @@ def resolve(args: Args) -> Args:
     )
     not_negative = (
         *("seed", "threads", "env_threads", "log_every", "eval_every", "save_every", "learning_rate"),
-        "max_grad_norm",
+        *("max_grad_norm", "video_every"),
     )
     for names, is_legal, legal in ((above_zero, lt, "above 0"), (not_negative, le, "0 or above")):
         for name in names:
             if not is_legal(0, getattr(args, name)):
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {legal}")
+            if getattr(args, name) > 3e38:  # float32 ends there
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at most 3e+38")
     if args.seed >= 1 << 32:
         raise ValueError(f"--seed {args.seed}: must be below 2^32, as NumPy wants it")
+    if args.video_every and (args.eval_every == 0 or args.video_every % args.eval_every):
+        raise ValueError(
+            f"--video-every {args.video_every}: must be a multiple of --eval-every {args.eval_every}, whose "
+            "episodes are filmed"
+        )
     if max(args.threads, args.env_threads) > 1024:
         raise ValueError(f"--threads {args.threads} --env-threads {args.env_threads}: both must be at most 1024")
     shares = ("gamma", "q_lambda", "epsilon_start", "epsilon_end", "exploration_fraction", "eval_epsilon")
@@ -595,6 +612,8 @@ def build(args: Args, ranks: Ranks = ALONE) -> tuple[PQN, VecEnv, VecEnv | None]
         ValueError: the task, the device or the memory is not there, or the agent cannot learn the task.
     """
     machine.keep_freed_memory()
+    if args.video_every:
+        prepare_gl()
     for seed in (random.seed, np.random.seed, torch.manual_seed):  # the first two for simulators that use them
         seed(args.seed)
     device = ranks.device(args.device)
@@ -610,7 +629,8 @@ def build(args: Args, ranks: Ranks = ALONE) -> tuple[PQN, VecEnv, VecEnv | None]
     torch.set_num_threads(args.threads or ranks.threads(paying))
     eval_env = None
     if args.eval_every and ranks.first:
-        eval_env = envs.make(args.env_id, args.eval_envs, args.seed, device, args.backend, **options)
+        make = partial(envs.make, args.env_id, args.eval_envs, args.seed, device, backend=args.backend, **options)
+        eval_env = rehearse(make, spawn_seeds(args.seed, 1, "evaluation")[0]) if args.video_every else make()
     return agent, env, eval_env
 
 
@@ -654,8 +674,10 @@ def train(run: Run[Args], agent: PQN, env: VecEnv, eval_env: VecEnv | None) -> d
         # ---- once in a while ----
         last = frames >= args.total_timesteps
         if eval_env is not None and (last or crossed(args.eval_every, frames, len(rows) * args.num_envs)):
-            with run.timer("eval"):
-                score = assess(agent, eval_env, eval_seed)
+            wanted = args.video_every > 0 and (last or crossed(args.video_every, frames, len(rows) * args.num_envs))
+            watched = filmed(eval_env, wanted, run.dir / "videos", frames, lambda: run.writer)
+            with run.timer("eval"), watched as stage:
+                score = assess(agent, stage, eval_seed)
             run.log(frames, {f"eval/{name}": value for name, value in score.items()})
         if args.log_every and (last or crossed(args.log_every, frames, len(rows) * args.num_envs)):
             episodes = {**with_human(args.env_id, "charts/", stats.summary()), **env.summary()}
@@ -710,6 +732,7 @@ def describe(run: Run[Args], agent: PQN) -> None:
     say = {
         "run": run.dir,
         "task": f"{args.env_id}, {args.num_envs} environments, {args.total_timesteps:,} frames",
+        **({"from": args.init_from} if args.init_from else {}),
         "size": f"{args.size}: {'Nature CNN, ' if agent.images else ''}critic {args.critic_hidden}, rollout {rows:,}, "
         f"minibatch {rows // args.num_minibatches:,}",
         block: str(sem_config(args) or "off"),
@@ -724,7 +747,7 @@ def describe(run: Run[Args], agent: PQN) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train an agent as the command line asks; returns the exit status: 0 done, 75 stopped by a signal, 2 bad input."""
-    parsed = config.parse(Args, presets, argv)
+    parsed = parse(Args, presets, argv)
     asked = parsed.args
     try:
         ranks = join(machine.resolve_device(asked.device))
@@ -733,12 +756,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.sem and not asked.sem and "sem" in parsed.explicit:
                 raise ValueError("--no-sem --bottleneck sem: --sem stands for --bottleneck sem, give one of them")
             built = build(args, ranks)  # before there is a run directory: bad input leaves nothing behind
+            origin = start_from(args, built[0])
             start = partial(
                 Run.start,
                 built[0].args,
                 root=args.run_root,
                 run_dir=args.run_dir,
                 presets=parsed.presets,
+                origin=origin,
                 mutable=MUTABLE,
                 keep=args.keep_checkpoints,
                 quiet=args.quiet,

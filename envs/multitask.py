@@ -171,6 +171,11 @@ class MultiTask(VecEnv):
         part, own = divmod(index, self.num_envs // len(self._parts))
         return self._parts[part].render(own, size, camera)
 
+    def mujoco(self, index: int = 0) -> tuple[Any, dict[str, np.ndarray]]:
+        """Return model and state of one environment, where its task gives them out."""
+        part, own = divmod(index, self.num_envs // len(self._parts))
+        return self._parts[part].mujoco(own)
+
     def close(self) -> None:
         """Release all simulators. Safe to call twice."""
         for part in self._parts:

@@ -111,6 +111,10 @@ class Wrapper(VecEnv):
         """Return a picture."""
         return self.env.render(index, size, camera)
 
+    def mujoco(self, index: int = 0) -> tuple[Any, dict[str, np.ndarray]]:
+        """Return model and state."""
+        return self.env.mujoco(index)
+
     def close(self) -> None:
         """Release the simulator."""
         self.env.close()
