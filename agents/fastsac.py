@@ -57,7 +57,18 @@ from envs.families import DMC, GYM_MUJOCO, HUMANOIDBENCH
 from networks.actors import SquashedGaussianActor
 from networks.bottlenecks import Bottleneck
 from networks.critics import CategoricalCritics, ScalarCritics, project
-from networks.diagnostics import PROBE, describe_returns, describe_torso, disagreement, td_error
+from networks.diagnostics import (
+    PROBE,
+    action_churn,
+    describe_gradient,
+    describe_returns,
+    describe_torso,
+    disagreement,
+    gradient_noise,
+    micro_batches,
+    td_error,
+    undrawn,
+)
 from networks.flat import AdamW, Flat
 from networks.normalize import RewardScale, RunningNorm
 
@@ -443,7 +454,7 @@ class FastSAC:
         values = self.critic(critic_obs, action)  # or logits
         value = self.values(values)
         policy = self.actor(obs)
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):  # as if nothing was drawn
+        with undrawn(self.device):
             next_action, next_log_prob = self.actor(batch["next_obs"]).sample()
         next_out = self.target(batch["next_critic_obs"], next_action)
         bonus = -self.log_alpha.exp() * next_log_prob
@@ -467,6 +478,29 @@ class FastSAC:
             ),
             **describe_torso("actor", self.actor.torso, obs),
             **describe_torso("critic", self.critic.torso, torch.cat([critic_obs, action], -1), self.target.torso),
+            **self.describe_gradients(batch),
+        }
+
+    def describe_gradients(self, batch: TensorDict) -> dict[str, Tensor]:
+        """Return size and noise of the gradients of both losses on a prepared batch, and the policy's churn.
+
+        That is how much one more step of the actor along its gradient would change the actions; it is taken back.
+        """
+        parts = micro_batches(batch)
+        with torch.enable_grad(), undrawn(self.device):  # not the compiled losses: each size is compiled anew
+            critic = gradient_noise(self.critic_flat.gradient(type(self).critic_loss(self, part)[0]) for part in parts)
+            actor = gradient_noise(self.actor_flat.gradient(type(self).actor_loss(self, part)) for part in parts)
+        action = self.actor(batch["obs"]).mode()
+        with self.actor_optimizer.rehearsal():
+            self.actor_flat.vector.grad = actor.mean
+            if self.args.max_grad_norm > 0:
+                self.actor_flat.clip(self.args.max_grad_norm)
+            self.actor_optimizer.step()
+            churn = action_churn(self.actor(batch["obs"]).mode(), action)
+        return {
+            **describe_gradient("critic", critic, len(parts[0])),
+            **describe_gradient("actor", actor, len(parts[0])),
+            "policy/churn": churn,
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -55,7 +55,16 @@ from envs.families import DMC, ISAACLAB, PLAYGROUND
 from networks.actors import DeterministicActor
 from networks.bottlenecks import Bottleneck
 from networks.critics import CategoricalCritics, project
-from networks.diagnostics import PROBE, describe_returns, describe_torso
+from networks.diagnostics import (
+    PROBE,
+    action_churn,
+    describe_gradient,
+    describe_returns,
+    describe_torso,
+    gradient_noise,
+    micro_batches,
+    undrawn,
+)
 from networks.flat import AdamW, Flat
 from networks.normalize import RewardScale, RunningNorm
 
@@ -409,6 +418,29 @@ class FastTD3:
             **describe_returns(logits, *self.target_atoms(batch, next_logits), self.target.support),
             **describe_torso("actor", self.actor.torso, obs),
             **describe_torso("critic", self.critic.torso, torch.cat([critic_obs, action], -1), self.target.torso),
+            **self.describe_gradients(batch),
+        }
+
+    def describe_gradients(self, batch: TensorDict) -> dict[str, Tensor]:
+        """Return size and noise of the gradients of both losses on a prepared batch, and the policy's churn.
+
+        That is how much one more step of the actor along its gradient would change the actions; it is taken back.
+        """
+        parts = micro_batches(batch)
+        with torch.enable_grad(), undrawn(self.device):  # not the compiled losses: each size is compiled anew
+            critic = gradient_noise(self.critic_flat.gradient(type(self).critic_loss(self, part)) for part in parts)
+            actor = gradient_noise(self.actor_flat.gradient(type(self).actor_loss(self, part)) for part in parts)
+        action = self.actor(batch["obs"])
+        with self.actor_optimizer.rehearsal():
+            self.actor_flat.vector.grad = actor.mean
+            if self.args.max_grad_norm > 0:
+                self.actor_flat.clip(self.args.max_grad_norm)
+            self.actor_optimizer.step()
+            churn = action_churn(self.actor(batch["obs"]), action)
+        return {
+            **describe_gradient("critic", critic, len(parts[0])),
+            **describe_gradient("actor", actor, len(parts[0])),
+            "policy/churn": churn,
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -53,7 +53,19 @@ from envs.families import ATARI, CLASSIC, DMC, GYM_MUJOCO, human_normalised
 from networks.actors import Categorical, CategoricalActor, Gaussian, GaussianActor
 from networks.bottlenecks import Bottleneck
 from networks.critics import ValueCritic
-from networks.diagnostics import PROBE, describe_copies, describe_torso, td_error
+from networks.diagnostics import (
+    PROBE,
+    action_churn,
+    describe_copies,
+    describe_gradient,
+    describe_torso,
+    gradient_noise,
+    greedy_churn,
+    micro_batches,
+    td_error,
+    total_variation,
+    undrawn,
+)
 from networks.flat import AdamW, Flat
 from networks.layers import orthogonal_
 from networks.normalize import RewardScale, RunningNorm
@@ -510,13 +522,55 @@ class PPO:
         with self.autocast:
             features, critic_features = self.features(obs, critic_obs)
             policy = self.actor(features)
-            if isinstance(policy, Gaussian):
-                out["charts/action_std"] = policy.log_std.exp().mean()
+        out |= self.describe_gradients(probe, policy)
+        if isinstance(policy, Gaussian):
+            out["charts/action_std"] = policy.log_std.exp().mean()
+        with self.autocast:
             if self.paired:
                 return out | describe_copies(("actor", "critic"), self.trunk, obs)
             out |= describe_torso("shared", self.trunk, obs)
             out |= describe_torso("actor", self.actor.torso, features)
             return out | describe_torso("critic", self.critic.torso, critic_features)
+
+    def describe_gradients(self, probe: TensorDict, old: Gaussian | Categorical) -> dict[str, Tensor]:
+        """Return size and noise of the gradients of both losses on rows [B] of a rollout, and the churn of the policy.
+
+        The actor's loss has the entropy bonus, the critic's its coefficient; what both share gets gradients of both.
+        Churn is how much one more step along their sum would change the policy from what it is; the step is taken back.
+        """
+        columns = TensorDict(self.prepare(probe.to_dict()), probe.batch_size)
+        with torch.enable_grad(), undrawn(self.device):
+            order = torch.randperm(len(probe), device=self.device)  # rows of one environment are alike
+            parts = micro_batches(columns[order])
+            actor, critic = map(
+                gradient_noise, zip(*(self.both_gradients(part, len(parts)) for part in parts), strict=True)
+            )
+        with self.optimizer.rehearsal():
+            self.flat.vector.grad = actor.mean + critic.mean
+            if self.args.max_grad_norm > 0:
+                self.flat.clip(self.args.max_grad_norm)
+            self.optimizer.step()
+            with self.autocast:
+                new, _ = self(probe["obs"], probe.get("critic_obs", probe["obs"]))
+        if isinstance(old, Categorical) and isinstance(new, Categorical):
+            shift = total_variation(new.log_probs.exp(), old.log_probs.exp())
+            churn = {"policy/churn": greedy_churn(new.log_probs, old.log_probs), "policy/total_variation": shift}
+        else:
+            churn = {"policy/churn": action_churn(new.mode(), old.mode())}
+        return {
+            **describe_gradient("critic", critic, len(parts[0])),
+            **describe_gradient("actor", actor, len(parts[0])),
+            **churn,
+        }
+
+    def both_gradients(self, part: TensorDict, parts: int) -> tuple[Tensor, Tensor]:
+        """Return the gradients [P] of the actor's loss and of the critic's on one of so many parts [B] of a probe."""
+        with self.autocast:
+            policy, value = self(part["obs"], part.get("critic_obs", part["obs"]))
+        _, (*by_policy, by_value) = type(self).gradients(self, policy, value, part.to_dict())  # not the compiled one
+        share = parts * self.ranks.world  # `prepare` gives weights among the rows of all parts, of all processes
+        actor = self.flat.gradient(policy, by_policy, again=True)
+        return share * actor, share * self.flat.gradient(value, [by_value])
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that training changes; tensors, dicts, lists and numbers only."""
@@ -652,7 +706,7 @@ PRESETS: tuple[config.Row, ...] = (
             # Values near 1: a critic whose features are simplices does not reach 100 in time, so that with SEM and raw
             # rewards CartPole ended between 279 and 375; with this it ends at 500.
             "reward_norm": True,
-            "log_every": 5_120,
+            "log_every": 10_240,
             "eval_every": 20_480,
             "save_every": 51_200,
         },
@@ -682,7 +736,7 @@ PRESETS: tuple[config.Row, ...] = (
             "sem_actor_vertices": 8,
             "sem_critic_groups": 64,
             "sem_critic_vertices": 8,
-            "log_every": 10_240,
+            "log_every": 20_480,
             "eval_every": 512_000,
             "save_every": 512_000,
         },

@@ -1,6 +1,7 @@
 """The parameters of a network as one vector, and its optimiser."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,6 +35,18 @@ class Flat:
         grads = torch.autograd.grad(outputs, self.parameters, gradients)
         self.vector.grad = torch.cat([grad.reshape(-1) for grad in grads])
         return self.vector.grad
+
+    def gradient(
+        self, outputs: Tensor | Sequence[Tensor], gradients: Sequence[Tensor] | None = None, again: bool = False
+    ) -> Tensor:
+        """Return what `differentiate` would set, [P], and set nothing; 0 where the outputs do not depend on it.
+
+        `again`: the same outputs, or what they are made of, will be differentiated once more.
+        """
+        grads = torch.autograd.grad(
+            outputs, self.parameters, gradients, again, allow_unused=True, materialize_grads=True
+        )
+        return torch.cat([grad.reshape(-1) for grad in grads])
 
     def clip(self, max_norm: float) -> None:
         """Scale the gradient down to the norm `max_norm` if it is longer, as `torch.nn.utils.clip_grad_norm_` does."""
@@ -92,6 +105,18 @@ class AdamW:
             amsgrad=False,
             maximize=False,
         )
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Context whose steps do not count: at its end vector, gradient and state are as before, bit for bit."""
+        moving = [self.vector.detach(), *self.state_dict().values()]
+        kept, gradient = [x.clone() for x in moving], self.vector.grad
+        try:
+            yield
+        finally:
+            for mine, old in zip(moving, kept, strict=True):
+                mine.copy_(old)
+            self.vector.grad = gradient
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the steps so far have left behind."""

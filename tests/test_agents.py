@@ -184,7 +184,8 @@ OF_NETWORKS = {
         "sem": ("entropy", "perplexity", "usage_perplexity", "vertices_in_use", "dead_vertices"),
     }.items()
     for measure in measures
-} | {"critic/td_error"}
+} | {"critic/td_error", "policy/churn"}
+OF_NETWORKS |= {f"gradient/{name}_{x}" for name in ("actor", "critic") for x in ("norm", "variance", "noise_scale")}
 OF_REPLAY = OF_NETWORKS | {
     *("losses/qf_loss", "losses/actor_loss", "critic/disagreement", "repr/critic_cosine_agreement"),
     "sem/critic_vertex_agreement",
@@ -201,7 +202,7 @@ TAGS = {
     "fastsac": {*OF_REPLAY, *OF_RETURNS, "losses/alpha", "losses/alpha_loss", "losses/entropy"},
     "fastsac-scalar": {*OF_REPLAY, "losses/alpha"},
     "ppo": {*OF_ROLLOUTS, "charts/action_std"},
-    "ppo-discrete": OF_ROLLOUTS,
+    "ppo-discrete": {*OF_ROLLOUTS, "policy/total_variation"},
     "ppo-images": {*OF_ROLLOUTS, "repr/shared_effective_rank"},
 }
 
