@@ -71,6 +71,7 @@ from networks.diagnostics import (
 )
 from networks.flat import AdamW, Flat
 from networks.normalize import RewardScale, RunningNorm
+from networks.sem import SEM
 
 
 @dataclass
@@ -206,8 +207,9 @@ class Args:
     """where --sem or --bottleneck asks for one, in the actor"""
     sem_critic: bool = True
     """where --sem or --bottleneck asks for one, in the critics"""
-    sem_every_layer: bool = False
-    """in place of every hidden layer; those before the last have as many groups of V as they had units for"""
+    sem_position: Literal["last", "every", "input"] = "last"
+    """which hidden layer it takes the place of: the last, every one, or the first; one that is not the last has as many
+    groups of V as there were units for"""
     sem_actor_groups: int = 2
     """L of the actor's embedding"""
     sem_actor_vertices: int = 64
@@ -220,6 +222,8 @@ class Args:
     """tau of the softmax in both; the paper's code has 1"""
     sem_learned_temperature: bool = False
     """learn tau, one for each network, from --sem-temperature on"""
+    sem_temperature_end: float = 0.0
+    """tau at the end of training, approached by equal factors in equal times; 0 keeps it at --sem-temperature"""
 
     # ---- speed ----
     amp: Literal["auto", "bfloat16", "off"] = "auto"
@@ -274,6 +278,7 @@ class FastSAC:
         ).to(self.device)
         self.log_alpha = torch.tensor(math.log(args.alpha_init), device=self.device, requires_grad=True)
         self.target_entropy = -args.target_entropy_ratio * self.action_dim
+        self.annealed = [block for block in self.modules.modules() if isinstance(block, SEM)]
         self.actor_flat, self.critic_flat, self.target_flat = (
             Flat(network.parameters()) for network in (self.actor, self.critic, self.target)
         )
@@ -432,7 +437,9 @@ class FastSAC:
         self.loss_count[LOSSES.index(name)] += 1
 
     def anneal(self, progress: float) -> None:
-        """Set the learning rates for a share of training done, 0 to 1: a cosine from start to end."""
+        """Set what goes by the share of training done, 0 to 1: SEM's temperature, and learning rates along a cosine."""
+        for block in self.annealed:
+            block.anneal(progress)
         args, cosine = self.args, 0.5 * (1 + math.cos(math.pi * progress))
         for optimizer, start, end in (
             (self.actor_optimizer, args.actor_lr, args.actor_lr_end),
@@ -547,7 +554,8 @@ def sem_configs(args: Args) -> tuple[Bottleneck | None, Bottleneck | None]:
     kind = args.bottleneck if args.bottleneck != "auto" else "sem" if args.sem else "relu"
     if kind == "relu":
         return None, None
-    style = args.sem_temperature, args.sem_learned_temperature, kind, args.sem_every_layer
+    tau = args.sem_temperature, args.sem_learned_temperature, args.sem_temperature_end
+    style = *tau, kind, args.sem_position
     return (
         Bottleneck(args.sem_actor_groups, args.sem_actor_vertices, *style) if args.sem_actor else None,
         Bottleneck(args.sem_critic_groups, args.sem_critic_vertices, *style) if args.sem_critic else None,
@@ -657,6 +665,7 @@ def resolve(args: Args) -> Args:
     not_negative = (
         *("seed", "threads", "env_threads", "learning_starts", "log_every", "eval_every", "save_every", "critic_lr"),
         *("critic_lr_end", "actor_lr", "actor_lr_end", "alpha_lr", "weight_decay", "max_grad_norm"),
+        *("sem_temperature_end",),
     )
     for names, is_legal, legal in ((above_zero, lt, "above 0"), (not_negative, le, "0 or above")):
         for name in names:

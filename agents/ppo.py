@@ -69,6 +69,7 @@ from networks.diagnostics import (
 from networks.flat import AdamW, Flat
 from networks.layers import orthogonal_
 from networks.normalize import RewardScale, RunningNorm
+from networks.sem import SEM
 from networks.torso import mlp_torso, nature_cnn
 
 
@@ -194,8 +195,9 @@ class Args:
     """where --sem or --bottleneck asks for one, in the actor"""
     sem_critic: bool = True
     """where --sem or --bottleneck asks for one, in the critics"""
-    sem_every_layer: bool = False
-    """in place of every hidden layer; those before the last have as many groups of V as they had units for"""
+    sem_position: Literal["last", "every", "input"] = "last"
+    """which hidden layer it takes the place of: the last, every one, or the first; one that is not the last has as many
+    groups of V as there were units for"""
     sem_actor_groups: int = 2
     """L of the actor's embedding"""
     sem_actor_vertices: int = 64
@@ -208,6 +210,8 @@ class Args:
     """tau of the softmax in both; the paper's code has 1"""
     sem_learned_temperature: bool = False
     """learn tau, one for each network, from --sem-temperature on"""
+    sem_temperature_end: float = 0.0
+    """tau at the end of training, approached by equal factors in equal times; 0 keeps it at --sem-temperature"""
 
     # ---- speed ----
     amp: Literal["auto", "bfloat16", "off"] = "auto"
@@ -293,6 +297,7 @@ class PPO:
                 "reward_scale": self.reward_scale,
             }
         ).to(self.device)
+        self.annealed = [block for block in self.modules.modules() if isinstance(block, SEM)]
         self.flat = Flat(self.modules.parameters())
         self.optimizer = AdamW(self.flat, args.learning_rate, eps=args.adam_eps)
         self.loss_sum = torch.zeros(len(LOSSES), device=self.device)  # since the last report
@@ -491,7 +496,9 @@ class PPO:
         rate.mul_(torch.where(slower, 1 / 1.5, torch.where(faster, 1.5, 1.0))).clamp_(1e-5, 1e-2)
 
     def anneal(self, progress: float) -> None:
-        """Set the learning rate for a share of training done, 0 to 1."""
+        """Set learning rate and SEM's temperature for a share of training done, 0 to 1."""
+        for block in self.annealed:
+            block.anneal(progress)
         if self.args.lr_schedule == "linear":
             self.optimizer.lr.fill_(self.args.learning_rate * max(1 - progress, 0.0))
 
@@ -647,7 +654,8 @@ def sem_configs(args: Args) -> tuple[Bottleneck | None, Bottleneck | None]:
     kind = args.bottleneck if args.bottleneck != "auto" else "sem" if args.sem else "relu"
     if kind == "relu":
         return None, None
-    style = args.sem_temperature, args.sem_learned_temperature, kind, args.sem_every_layer
+    tau = args.sem_temperature, args.sem_learned_temperature, args.sem_temperature_end
+    style = *tau, kind, args.sem_position
     return (
         Bottleneck(args.sem_actor_groups, args.sem_actor_vertices, *style) if args.sem_actor else None,
         Bottleneck(args.sem_critic_groups, args.sem_critic_vertices, *style) if args.sem_critic else None,
@@ -763,7 +771,7 @@ def resolve(args: Args) -> Args:
     )
     not_negative = (
         *("seed", "threads", "env_threads", "log_every", "eval_every", "save_every", "learning_rate", "target_kl"),
-        *("ent_coef", "vf_coef", "max_grad_norm", "adam_eps"),
+        *("ent_coef", "vf_coef", "max_grad_norm", "adam_eps", "sem_temperature_end"),
     )
     for names, is_legal, legal in ((above_zero, lt, "above 0"), (not_negative, le, "0 or above")):
         for name in names:

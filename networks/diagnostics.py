@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from networks.layers import BatchedLayerNorm, BatchedLinear
-from networks.sem import SEM, SEMConfig, entropy
+from networks.sem import SEM, entropy
 from networks.torso import Pixels
 
 AFFINE = (nn.Linear, nn.Conv2d, BatchedLinear)
@@ -405,11 +405,17 @@ class Activations(NamedTuple):
     """what the last hidden layer gets: the features before the SEM block, or before the layer that it would replace"""
     after: Tensor
     """what the torso gives"""
+    codes: Tensor | None
+    """what the last SEM block on the way gives"""
 
     def of(self, copy: int) -> Self:
         """Return those of one copy of a batched torso."""
-        hidden, (before, after) = ([x[copy] if x.dim() == 3 else x for x in xs] for xs in (self.hidden, self[1:]))
-        return type(self)(hidden, before, after)
+
+        def own(x: Tensor) -> Tensor:
+            return x[copy] if x.dim() == 3 else x
+
+        codes = None if self.codes is None else own(self.codes)
+        return type(self)([own(x) for x in self.hidden], own(self.before), own(self.after), codes)
 
 
 def activations(torso: nn.Sequential, x: Tensor) -> Activations:
@@ -418,6 +424,7 @@ def activations(torso: nn.Sequential, x: Tensor) -> Activations:
     A hidden layer ends with its activation, or with a block that has one within, such as SEM.
     """
     hidden: list[Tensor] = []
+    codes = None
     passed = [x]  # what goes from hidden layer to hidden layer
     for layer in torso:
         x = layer(x)
@@ -426,7 +433,9 @@ def activations(torso: nn.Sequential, x: Tensor) -> Activations:
         elif not isinstance(layer, NO_UNITS):
             hidden.append(units(x))
             passed.append(x)
-    return Activations(hidden, units(passed[-2:][0]), x)
+        if isinstance(layer, SEM):
+            codes = x
+    return Activations(hidden, units(passed[-2:][0]), x, codes)
 
 
 def units(x: Tensor) -> Tensor:
@@ -435,13 +444,10 @@ def units(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def describe_features(name: str, features: Tensor, sem_config: SEMConfig | None = None) -> dict[str, Tensor]:
-    """Return what can be said of features, by TensorBoard tag: `repr/{name}_*`, and `sem/{name}_*` of codes.
-
-    The tags end in the names of the functions above; `entropy` is over its maximum, log V.
-    """
+def describe_features(name: str, features: Tensor) -> dict[str, Tensor]:
+    """Return what can be said of features, by TensorBoard tag: `repr/{name}_*`, named after the functions above."""
     effective, stable = spectral_ranks(features)
-    out = {
+    return {
         f"repr/{name}_effective_rank": effective,
         f"repr/{name}_srank": stable,
         f"repr/{name}_dormant": dormant(features),
@@ -449,11 +455,13 @@ def describe_features(name: str, features: Tensor, sem_config: SEMConfig | None 
         f"repr/{name}_feature_norm": feature_norm(features),
         f"repr/{name}_gini": gini(features),
     }
-    if sem_config is not None:
-        out[f"sem/{name}_entropy"] = entropy(features, sem_config.groups)
-        for measure in (perplexity, usage_perplexity, vertices_in_use, dead_vertices):
-            out[f"sem/{name}_{measure.__name__}"] = measure(features, sem_config.groups)
-    return out
+
+
+@torch.no_grad()
+def describe_codes(name: str, codes: Tensor, groups: int) -> dict[str, Tensor]:
+    """Return what can be said of codes, by TensorBoard tag: `sem/{name}_*`; `entropy` is over its maximum, log V."""
+    measures = (entropy, perplexity, usage_perplexity, vertices_in_use, dead_vertices)
+    return {f"sem/{name}_{measure.__name__}": measure(codes, groups) for measure in measures}
 
 
 @torch.no_grad()
@@ -464,53 +472,46 @@ def describe_torso(
 
     `describe_features` of what it gives under `{name}`, and of what its last layer gets under `{name}_trunk`, where the
     SEM paper measures. `{name}_network_*` are shares of the units of all hidden layers, `{name}_weight_norm` is that of
-    the torso, `sem/{name}_temperature` is tau where it is learned. With the torso of a target network, how far both
-    agree: `repr/{name}_cosine_agreement`, and of codes `sem/{name}_vertex_agreement`.
+    the torso, `sem/{name}_temperature` is tau where it moves. With the torso of a target network, how far both agree:
+    `repr/{name}_cosine_agreement`, and of codes `sem/{name}_vertex_agreement`.
     """
     if not len(torso):
         return {}
-    found, config = activations(torso, x), simplices_of(torso)
-    out = describe_activations(name, found, config) | {f"repr/{name}_weight_norm": weight_norm(torso)}
-    if (tau := learned_temperature(torso)) is not None:
+    found, block = activations(torso, x), last_block(torso)
+    out = describe_activations(name, found, block) | {f"repr/{name}_weight_norm": weight_norm(torso)}
+    if block is not None and isinstance(tau := block.temperature, Tensor):
         out[f"sem/{name}_temperature"] = tau.mean()
     if target is not None:
-        after = target(x)
-        out[f"repr/{name}_cosine_agreement"] = cosine_agreement(found.after, after)
-        if config is not None:
-            out[f"sem/{name}_vertex_agreement"] = vertex_agreement(found.after, after, config.groups)
+        other = activations(target, x)
+        out[f"repr/{name}_cosine_agreement"] = cosine_agreement(found.after, other.after)
+        if block is not None and found.codes is not None and other.codes is not None:
+            agreement = vertex_agreement(found.codes, other.codes, block.config.groups)
+            out[f"sem/{name}_vertex_agreement"] = agreement
     return out
 
 
 @torch.no_grad()
 def describe_copies(names: Sequence[str], torso: nn.Sequential, x: Tensor) -> dict[str, Tensor]:
     """Return `describe_torso` of each copy in a batched torso, under a name each, for the price of one pass."""
-    found, norms, config = activations(torso, x), weight_norms(torso), simplices_of(torso)
-    tau = learned_temperature(torso)
+    found, norms, block = activations(torso, x), weight_norms(torso), last_block(torso)
     out: dict[str, Tensor] = {}
     for copy, name in enumerate(names):
-        out |= describe_activations(name, found.of(copy), config) | {f"repr/{name}_weight_norm": norms[copy]}
-        if tau is not None:
-            out[f"sem/{name}_temperature"] = tau[copy]
+        out |= describe_activations(name, found.of(copy), block) | {f"repr/{name}_weight_norm": norms[copy]}
+        if block is not None and isinstance(tau := block.temperature, Tensor):
+            out[f"sem/{name}_temperature"] = tau.flatten().expand(len(names))[copy]
     return out
 
 
-def simplices_of(torso: nn.Sequential) -> SEMConfig | None:
-    """Return the shape of the codes that a torso gives, None where they are none."""
-    config = getattr(torso[-1], "config", None)
-    return config if isinstance(config, SEMConfig) else None
+def last_block(torso: nn.Sequential) -> SEM | None:
+    """Return the last SEM block of a torso, None where there is none."""
+    return next((layer for layer in reversed(torso) if isinstance(layer, SEM)), None)
 
 
-def learned_temperature(torso: nn.Sequential) -> Tensor | None:
-    """Return tau of the block that a torso ends in, [1] or [Q], None where there is none to learn."""
-    block = torso[-1]
-    return (
-        block.log_temperature.exp().flatten() if isinstance(block, SEM) and block.log_temperature is not None else None
-    )
-
-
-def describe_activations(name: str, found: Activations, config: SEMConfig | None) -> dict[str, Tensor]:
+def describe_activations(name: str, found: Activations, block: SEM | None) -> dict[str, Tensor]:
     """Return what can be said of activations, by TensorBoard tag: see `describe_torso`."""
-    out = describe_features(f"{name}_trunk", found.before) | describe_features(name, found.after, config)
+    out = describe_features(f"{name}_trunk", found.before) | describe_features(name, found.after)
+    if block is not None and found.codes is not None:
+        out |= describe_codes(name, found.codes, block.config.groups)
     count = sum(layer.shape[-1] for layer in found.hidden)
     for measure in (dormant, dormant_tau):
         share = [measure(layer) * (layer.shape[-1] / count) for layer in found.hidden]

@@ -28,9 +28,8 @@ def mlp_torso(
 
     With `sem`, the block takes the place of the last Linear and activation, so that a network with L*V equal to the
     last width has as many features and, but for the LayerNorm, as many parameters as the plain one. Without it nothing
-    of the block exists. A `Bottleneck` in its place is another block, or one for every hidden layer. With `copies`,
-    every layer is Q layers in one. With `norm`, a LayerNorm follows each Linear. Without hidden layers the input comes
-    out as it is.
+    of the block exists. A `Bottleneck` in its place is another block, or sits elsewhere. With `copies`, every layer is
+    Q layers in one. With `norm`, a LayerNorm follows each Linear. Without hidden layers the input comes out as it is.
 
     Raises:
         ValueError: a layer has no units or too many, or there is none that the block could replace, or one that it
@@ -44,10 +43,8 @@ def mlp_torso(
         raise ValueError(f"hidden layers need {needed}at least one unit each, got {tuple(hidden)}")
     layers: list[nn.Module] = []
     width = in_features
-    every = sem if isinstance(sem, Bottleneck) and sem.every_layer else None
-    for index, units in enumerate(hidden, 1):
-        config = sem if index == len(hidden) else every and every.of_width(units)
-        if config is not None:
+    for index, units in enumerate(hidden):
+        if (config := block_at(sem, index, hidden)) is not None:
             block, width = bottleneck(config, width, copies, ACTIVATIONS[activation], norm)
             layers.append(block)
             continue
@@ -57,6 +54,15 @@ def mlp_torso(
         layers.append(ACTIVATIONS[activation]())
         width = units
     return nn.Sequential(*layers), width
+
+
+def block_at(sem: SEMConfig | None, index: int, hidden: Sequence[int]) -> SEMConfig | None:
+    """Return what takes the place of a hidden layer, None where that stays as it is."""
+    if not isinstance(sem, Bottleneck):
+        return sem if index == len(hidden) - 1 else None
+    if not sem.replaces(index, len(hidden)):
+        return None
+    return sem if index == len(hidden) - 1 else sem.of_width(hidden[index])
 
 
 class Pixels(nn.Module):

@@ -269,7 +269,6 @@ ATARI = {"num_envs": 2, "num_steps": 30, "total_timesteps": 60, "update_epochs":
 TO_MATTER: dict[str, dict[str, Any]] = {
     "sem_actor": {"sem": True, **PRIVILEGED},
     "sem_critic": {"sem": True, **PRIVILEGED},
-    "sem_every_layer": {"sem": True, **PRIVILEGED},
     "sem_learned_temperature": {"sem": True, **PRIVILEGED},
     "share_hidden": {"env_id": "Pixels-v0", **IMAGES},
     "clip_vloss": {"clip_coef": 1e-3, **PRIVILEGED},
@@ -323,8 +322,9 @@ ANY_EDGES: list[dict[str, Any]] = [
     {"amp": "bfloat16"},
     {"sem": True, "sem_temperature": 0.1},
     *({"bottleneck": kind} for kind in ("layernorm", "narrow", "single", "gumbel-st", "vq", "crelu", "l2", "fta")),
-    {"bottleneck": "gumbel-st", "sem_every_layer": True, "sem_learned_temperature": True, "amp": "bfloat16"},
-    {"bottleneck": "vq", "sem_every_layer": True, "amp": "bfloat16"},
+    {"bottleneck": "gumbel-st", "sem_position": "every", "sem_learned_temperature": True, "amp": "bfloat16"},
+    {"bottleneck": "vq", "sem_position": "every", "amp": "bfloat16"},
+    {"sem": True, "sem_position": "input", "sem_temperature_end": 0.1, "amp": "bfloat16"},
 ]
 REPLAY_EDGES = [
     *ANY_EDGES,
@@ -388,7 +388,10 @@ ANY_BAD = [
     *((["--sem", "--bottleneck", kind], "--sem stands for --bottleneck sem") for kind in ("relu", "vq")),
     (["--no-sem", "--bottleneck", "sem"], "--sem stands for --bottleneck sem"),
     (["--bottleneck", "vq", "--sem-temperature", "2"], "vq has no temperature"),
-    (["--sem", "--sem-every-layer", "--actor-hidden", "12", "16"], "a multiple of V=8 units wide, got 12"),
+    (["--sem", "--sem-position", "every", "--actor-hidden", "12", "16"], "a multiple of V=8 units wide, got 12"),
+    (["--sem", "--sem-position", "middle"], "expected one of last, every, input"),
+    (["--sem-temperature-end", "-1"], "--sem-temperature-end -1.0: must be 0 or above"),
+    (["--sem", "--sem-temperature-end", "2", "--sem-learned-temperature"], "must be above 0, and not learned"),
     (["--resume", "nowhere"], "nowhere"),
     (["--critic-hidden", "999999999"], "at most 32,768 units, got hidden layers of (999999999,)"),
     (["--sem", "--sem-critic-groups", "999999999"], "and a block of 3999999996"),
@@ -571,6 +574,25 @@ def test_checkpoint_of_another_architecture_is_named(kind: str, changes: dict) -
             here.load_state_dict(there.state_dict())
 
 
+@every_agent
+def test_tau_goes_from_start_to_end_in_all_networks(kind: str) -> None:
+    """The target's too; learning rates do not depend on it."""
+    agent = build(kind, **ANNEALED)[0]
+    for progress, tau in ((0.0, 2.0), (0.5, math.sqrt(0.2)), (1.0, 0.1)):
+        agent.anneal(progress)
+        found = [x.item() for name, x in agent.modules.state_dict().items() if name.endswith("tau")]
+        assert found == pytest.approx([tau] * (3 if kind in LEARNERS else 2))
+
+
+@every_agent
+def test_sem_has_its_place(kind: str, tmp_path: Path) -> None:
+    """As many features either way, and other networks."""
+    places = ("last", "input", "every")
+    states = [final_state(run_main(kind, tmp_path / place, sem=True, sem_position=place)) for place in places]
+    shapes = [{n: x.shape for n, x in state["agent"]["modules"].items() if "norm" not in n} for state in states]
+    assert shapes[0] != shapes[1] != shapes[2] != shapes[0]
+
+
 # ---- going on --------------------------------------------------------------------------------------------------------
 
 
@@ -587,6 +609,7 @@ def failing_at(limit: float) -> Callable[[Run, int], None]:
 
 
 DRAWING = {"bottleneck": "gumbel-st", "sem_learned_temperature": True}
+ANNEALED = {"sem": True, "sem_temperature": 2.0, "sem_temperature_end": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -595,8 +618,9 @@ DRAWING = {"bottleneck": "gumbel-st", "sem_learned_temperature": True}
         *((kind, {"sem": True}) for kind in KINDS),
         *((kind, DRAWING) for kind in AGENTS),
         *((kind, {"bottleneck": "vq"}) for kind in AGENTS),
+        *((kind, ANNEALED) for kind in AGENTS),
     ],
-    ids=[*KINDS, *(f"{kind}-gumbel" for kind in AGENTS), *(f"{kind}-vq" for kind in AGENTS)],
+    ids=[*KINDS, *(f"{kind}-{what}" for what in ("gumbel", "vq", "annealed") for kind in AGENTS)],
 )
 def test_failed_and_resumed_equals_uninterrupted(
     kind: str, changes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -646,7 +646,7 @@ def test_a_description_holds_every_measure_under_its_name(shape: tuple[int, ...]
     features = codes(*shape)
     plain = d.describe_features("actor", features)
     assert set(plain) == {f"repr/actor_{name}" for name in REPR}
-    said = d.describe_features("actor", features, SEMConfig(4, 3))
+    said = plain | d.describe_codes("actor", features, 4)
     assert set(said) == set(plain) | {f"sem/actor_{name}" for name in {*SIMPLEX, "entropy"}}
     assert torch.equal(said["sem/actor_entropy"], entropy(features, 4))
     for name in REPR:
@@ -669,7 +669,9 @@ def test_a_network_is_described_before_and_after_its_block(copies: int | None, s
             torso[2].bias += 99
     found = d.activations(torso, x)
     said = d.describe_torso("critic", torso, x)
-    expected = d.describe_features("critic_trunk", found.before) | d.describe_features("critic", found.after, sem)
+    expected = d.describe_features("critic_trunk", found.before) | d.describe_features("critic", found.after)
+    assert (found.codes is found.after) == (sem is not None)
+    expected |= d.describe_codes("critic", found.after, sem.groups) if sem is not None else {}
     network = {f"repr/critic_{name}" for name in ("network_dormant", "network_dormant_tau", "weight_norm")}
     assert set(said) == set(expected) | network
     for tag, value in expected.items():
@@ -819,7 +821,8 @@ WHOLE: dict[str, Callable[..., Tensor]] = {  # not a mean over copies
     "gradient_norm": lambda x, y: d.gradient_norm(torso_on(x.device.type)),
     "weight_norm": lambda x, y: d.weight_norm(torso_on(x.device.type)),
     "weight_norms": lambda x, y: d.weight_norms(torso_on(x.device.type)),
-    "describe_features": lambda x, y: torch.stack(list(d.describe_features("a", x, SEMConfig(4, 3)).values())).sum(),
+    "describe_features": lambda x, y: total(d.describe_features("a", x)),
+    "describe_codes": lambda x, y: total(d.describe_codes("a", x, 4)),
     "describe_torso": lambda x, y: total(
         d.describe_torso("a", *(torso_on(x.device.type), x if x.dim() == 2 else x[0], torso_on(x.device.type)))
     ),
@@ -833,7 +836,7 @@ WHOLE: dict[str, Callable[..., Tensor]] = {  # not a mean over copies
     ),
 }
 HELPERS = {
-    *("wide", "simplices", "units", "singular_values", "activations", "simplices_of", "learned_temperature"),
+    *("wide", "simplices", "units", "singular_values", "activations", "last_block"),
     *("describe_activations", "micro_batches", "undrawn"),
 }
 
