@@ -71,6 +71,7 @@ from networks.diagnostics import (
 )
 from networks.flat import AdamW, Flat
 from networks.normalize import RewardScale, RunningNorm
+from networks.residual import spheres
 from networks.sem import SEM
 
 
@@ -196,6 +197,9 @@ class Args:
     """LayerNorm before each activation"""
     activation: Literal["relu", "silu", "tanh", "elu"] = "silu"
     """nonlinearity of the hidden layers; after convolutions it is relu"""
+    torso: Literal["mlp", "simba", "simbav2"] = "mlp"
+    """hidden layers: plain ones, or residual blocks with norms and an activation of their own, one for each number of
+    --actor-hidden and --critic-hidden (`networks/residual.py`)"""
     sem: bool = False
     """simplicial embeddings in actor and critics"""
     bottleneck: Literal[
@@ -250,7 +254,7 @@ class FastSAC:
         obs_dim, critic_obs_dim = env.obs_space.shape[0], env.critic_obs_space.shape[0]
         self.num_envs, self.action_dim = env.num_envs, env.action_space.shape[0]
         actor_sem, critic_sem = sem_configs(args)
-        style: dict[str, Any] = {"activation": args.activation, "norm": args.layer_norm}
+        style: dict[str, Any] = {"activation": args.activation, "norm": args.layer_norm, "torso": args.torso}
         sizes = critic_obs_dim, self.action_dim, args.critic_hidden
         self.actor = SquashedGaussianActor(
             obs_dim, self.action_dim, args.actor_hidden, actor_sem, args.log_std_min, args.log_std_max, **style
@@ -280,7 +284,7 @@ class FastSAC:
         self.target_entropy = -args.target_entropy_ratio * self.action_dim
         self.annealed = [block for block in self.modules.modules() if isinstance(block, SEM)]
         self.actor_flat, self.critic_flat, self.target_flat = (
-            Flat(network.parameters()) for network in (self.actor, self.critic, self.target)
+            Flat(network.parameters(), spheres(network)) for network in (self.actor, self.critic, self.target)
         )
         self.alpha_flat = Flat([self.log_alpha])
         self.actor_optimizer, self.critic_optimizer = (
@@ -536,7 +540,7 @@ class FastSAC:
             if here != there:
                 raise ValueError(
                     f"the checkpoint does not fit: {name} is {there or 'absent'} there and {here or 'absent'} here; "
-                    f"task, --sem*, --bottleneck and --*-hidden must be those of the run"
+                    f"task, --torso, --sem*, --bottleneck and --*-hidden must be those of the run"
                 )
         self.modules.load_state_dict(theirs)
         self.actor_optimizer.load_state_dict(state["actor_optimizer"])
@@ -834,11 +838,13 @@ def describe(run: Run[Args]) -> None:
     """Print what was chosen, before the first step."""
     args = run.args
     actor_sem, critic_sem = sem_configs(args)
+    torso = "" if args.torso == "mlp" else f"{args.torso}, "
     block = "SEM" if args.bottleneck in ("auto", "relu", "sem") else "block"
     say = {
         "run": run.dir,
         "task": f"{args.env_id}, {args.num_envs} environments, {args.total_timesteps:,} frames",
-        "size": f"{args.size}: actor {args.actor_hidden}, critics {args.critic_hidden}, batch {args.batch_size:,}",
+        "size": f"{args.size}: {torso}actor {args.actor_hidden}, critics {args.critic_hidden}, "
+        f"batch {args.batch_size:,}",
         block: f"actor {actor_sem or 'off'}, critics {critic_sem or 'off'}",
         "learner": f"{args.device}, threads {torch.get_num_threads()}, "
         + ("bfloat16" if args.amp == "bfloat16" else "float32")

@@ -69,8 +69,9 @@ from networks.diagnostics import (
 from networks.flat import AdamW, Flat
 from networks.layers import orthogonal_
 from networks.normalize import RewardScale, RunningNorm
+from networks.residual import spheres
 from networks.sem import SEM
-from networks.torso import mlp_torso, nature_cnn
+from networks.torso import hidden_layers, nature_cnn
 
 
 @dataclass
@@ -184,6 +185,9 @@ class Args:
     """deviation of continuous actions at the start, on the scale of [-1, 1]"""
     state_dependent_std: bool = False
     """let the deviation of continuous actions depend on the observation"""
+    torso: Literal["mlp", "simba", "simbav2"] = "mlp"
+    """hidden layers: plain ones, or residual blocks with norms and an activation of their own, one for each number of
+    --actor-hidden and --critic-hidden (`networks/residual.py`)"""
     sem: bool = False
     """simplicial embeddings in actor and critics"""
     bottleneck: Literal[
@@ -268,20 +272,21 @@ class PPO:
             critic_in, activation = actor_in, "relu"
         if self.paired or (self.images and args.share_hidden and alike):
             copies = 2 if self.paired else None
-            hidden, actor_in = mlp_torso(actor_in, actor_hidden, actor_sem, copies, activation)
+            hidden, actor_in = hidden_layers(args.torso, actor_in, actor_hidden, actor_sem, copies, activation)
             self.trunk.extend(hidden)
             critic_in, actor_hidden, critic_hidden, actor_sem, critic_sem = actor_in, (), (), None, None
         orthogonal_(self.trunk, math.sqrt(2))
         self.actor: GaussianActor | CategoricalActor = (
-            CategoricalActor(actor_in, int(env.action_space.n), actor_hidden, actor_sem, activation)
+            CategoricalActor(actor_in, int(env.action_space.n), actor_hidden, actor_sem, activation, args.torso)
             if isinstance(env.action_space, Discrete)
             else GaussianActor(
                 *(actor_in, env.action_space.shape[0], actor_hidden, actor_sem, activation),
                 init_std=args.init_std,
                 state_dependent_std=args.state_dependent_std,
+                torso=args.torso,
             )
         )
-        self.critic = ValueCritic(critic_in, critic_hidden, critic_sem, activation)
+        self.critic = ValueCritic(critic_in, critic_hidden, critic_sem, activation, args.torso)
         normalise = args.obs_norm and not self.images
         self.obs_norm = RunningNorm(obs_dim) if normalise else nn.Identity()
         self.critic_obs_norm = RunningNorm(critic_obs_dim) if normalise and env.privileged else self.obs_norm
@@ -298,7 +303,7 @@ class PPO:
             }
         ).to(self.device)
         self.annealed = [block for block in self.modules.modules() if isinstance(block, SEM)]
-        self.flat = Flat(self.modules.parameters())
+        self.flat = Flat(self.modules.parameters(), spheres(self.modules))
         self.optimizer = AdamW(self.flat, args.learning_rate, eps=args.adam_eps)
         self.loss_sum = torch.zeros(len(LOSSES), device=self.device)  # since the last report
         self.loss_count = 0
@@ -601,7 +606,7 @@ class PPO:
             if here != there:
                 raise ValueError(
                     f"the checkpoint does not fit: {name} is {there or 'absent'} there and {here or 'absent'} here; "
-                    f"task, --sem*, --bottleneck and --*-hidden must be those of the run"
+                    f"task, --torso, --sem*, --bottleneck and --*-hidden must be those of the run"
                 )
         self.modules.load_state_dict(theirs)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -932,12 +937,13 @@ def describe(run: Run[Args], agent: PPO) -> None:
     """Print what was chosen, before the first step."""
     args = run.args
     actor_sem, critic_sem = sem_configs(args)
+    torso = "" if args.torso == "mlp" else f"{args.torso}, "
     block = "SEM" if args.bottleneck in ("auto", "relu", "sem") else "block"
     rows = args.num_envs * args.num_steps
     say = {
         "run": run.dir,
         "task": f"{args.env_id}, {args.num_envs} environments, {args.total_timesteps:,} frames",
-        "size": f"{args.size}: {'Nature CNN, ' if agent.images else ''}actor {args.actor_hidden}, "
+        "size": f"{args.size}: {'Nature CNN, ' if agent.images else ''}{torso}actor {args.actor_hidden}, "
         f"critic {args.critic_hidden}, rollout {rows:,}, minibatch {rows // args.num_minibatches:,}",
         block: f"actor {actor_sem or 'off'}, critic {critic_sem or 'off'}",
         "learner": f"{args.device}, threads {torch.get_num_threads()}, "

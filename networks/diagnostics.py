@@ -13,6 +13,7 @@ units depend on the batch: measure on a fixed number of samples.
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from itertools import pairwise
 from typing import NamedTuple, Self
 
 import torch
@@ -22,11 +23,14 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from networks.layers import BatchedLayerNorm, BatchedLinear
+from networks.residual import SphereEmbedding, UnitLinear
 from networks.sem import SEM, entropy
 from networks.torso import Pixels
 
-AFFINE = (nn.Linear, nn.Conv2d, BatchedLinear)
-NO_UNITS = (*AFFINE, nn.LayerNorm, BatchedLayerNorm, Pixels)
+AFFINE = (nn.Linear, nn.Conv2d, BatchedLinear, UnitLinear)
+BATCHED = (BatchedLinear, UnitLinear)
+"""those whose weights may be of several copies, [Q, in, out]"""
+NO_UNITS = (*AFFINE, nn.LayerNorm, BatchedLayerNorm, Pixels, SphereEmbedding)
 """layers of a torso after which nothing is active yet"""
 MICRO = 4
 """micro-batches that the noise of a gradient is estimated from"""
@@ -138,7 +142,7 @@ def weight_norms(module: nn.Module) -> Tensor:
     for layer in module.modules():
         if isinstance(layer, AFFINE):
             square = layer.weight.detach().double().square()
-            squares = squares + (square.sum((-2, -1)) if isinstance(layer, BatchedLinear) else square.sum())
+            squares = squares + (square.sum((-2, -1)) if isinstance(layer, BATCHED) else square.sum())
     return squares.sqrt().reshape(-1)
 
 
@@ -426,10 +430,11 @@ def activations(torso: nn.Sequential, x: Tensor) -> Activations:
     hidden: list[Tensor] = []
     codes = None
     passed = [x]  # what goes from hidden layer to hidden layer
-    for layer in torso:
+    for previous, layer in pairwise([None, *torso]):
+        assert layer is not None
         x = layer(x)
-        if isinstance(layer, nn.Flatten):
-            passed[-1] = x
+        if isinstance(layer, nn.Flatten | nn.LayerNorm | BatchedLayerNorm) and not isinstance(previous, AFFINE):
+            passed[-1] = x  # of a residual stream the norm at its end
         elif not isinstance(layer, NO_UNITS):
             hidden.append(units(x))
             passed.append(x)

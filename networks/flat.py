@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from networks.residual import UnitLinear
+
 
 class Flat:
     """Some parameters in one vector, of which they become views.
@@ -14,14 +16,14 @@ class Flat:
     An optimiser of the vector, clipping, and averaging of two networks then take one call each, where they would take
     one per layer: networks of 64 to 256 units spend more time in calls than in arithmetic. The parameters keep their
     names and shapes, and loading a module moves the vector. Make it when they are on their device, and do not move
-    them afterwards.
+    them afterwards. The layers `spheres` are among them, and are led back to their spheres after each optimiser step.
     """
 
     vector: nn.Parameter
     """[P] float32, what an optimiser gets; its `grad` is set by `differentiate`"""
 
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self.parameters = list(parameters)
+    def __init__(self, parameters: Iterable[Tensor], spheres: Sequence[UnitLinear] = ()) -> None:
+        self.parameters, self.spheres = list(parameters), spheres
         self.vector = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in self.parameters]))
         pieces = self.vector.detach().split([p.numel() for p in self.parameters])
         for parameter, piece in zip(self.parameters, pieces, strict=True):
@@ -78,7 +80,7 @@ class AdamW:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        self.vector = flat.vector
+        self.vector, self.spheres = flat.vector, flat.spheres
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         device = self.vector.device
         self.lr = torch.tensor(lr, device=device)
@@ -105,6 +107,8 @@ class AdamW:
             amsgrad=False,
             maximize=False,
         )
+        for layer in self.spheres:
+            layer.project_()
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:

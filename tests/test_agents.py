@@ -325,6 +325,9 @@ ANY_EDGES: list[dict[str, Any]] = [
     {"bottleneck": "gumbel-st", "sem_position": "every", "sem_learned_temperature": True, "amp": "bfloat16"},
     {"bottleneck": "vq", "sem_position": "every", "amp": "bfloat16"},
     {"sem": True, "sem_position": "input", "sem_temperature_end": 0.1, "amp": "bfloat16"},
+    {"torso": "simba", "sem": True, "amp": "bfloat16"},
+    {"torso": "simbav2", "actor_hidden": (16, 16, 8)},
+    {"torso": "simbav2", "bottleneck": "vq", "amp": "bfloat16"},
 ]
 REPLAY_EDGES = [
     *ANY_EDGES,
@@ -609,6 +612,7 @@ def failing_at(limit: float) -> Callable[[Run, int], None]:
 
 
 DRAWING = {"bottleneck": "gumbel-st", "sem_learned_temperature": True}
+SPHERES = {"torso": "simbav2", "sem": True}
 ANNEALED = {"sem": True, "sem_temperature": 2.0, "sem_temperature_end": 0.1}
 
 
@@ -619,8 +623,9 @@ ANNEALED = {"sem": True, "sem_temperature": 2.0, "sem_temperature_end": 0.1}
         *((kind, DRAWING) for kind in AGENTS),
         *((kind, {"bottleneck": "vq"}) for kind in AGENTS),
         *((kind, ANNEALED) for kind in AGENTS),
+        *((kind, SPHERES) for kind in AGENTS),
     ],
-    ids=[*KINDS, *(f"{kind}-{what}" for what in ("gumbel", "vq", "annealed") for kind in AGENTS)],
+    ids=[*KINDS, *(f"{kind}-{what}" for what in ("gumbel", "vq", "annealed", "spheres") for kind in AGENTS)],
 )
 def test_failed_and_resumed_equals_uninterrupted(
     kind: str, changes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

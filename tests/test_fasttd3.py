@@ -351,6 +351,14 @@ def test_learns_the_point_mass(sem: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("torso", ["simba", "simbav2"])
+def test_learns_the_point_mass_with_residual_blocks(torso: str, tmp_path: Path) -> None:
+    changes = {**LEARNING, "env_id": "PointMass-v0", "total_timesteps": 12_000, "v_max": 60.0, "atoms": 61}
+    _, score = train(tmp_path, **changes, torso=torso, weight_decay=0.0, eval_every=12_000, gamma=0.97)
+    assert score["episodic_return"] > 60
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sem", [True, False])
 def test_reaches_the_optimal_value_in_closed_form(sem: bool, tmp_path: Path) -> None:
     """The critics' values of the policy are within 2% of the range of Q* from V*, on the average over visited states.
