@@ -61,6 +61,7 @@ from networks.diagnostics import (
     describe_gradient,
     describe_returns,
     describe_torso,
+    draw_simplices,
     gradient_noise,
     micro_batches,
     undrawn,
@@ -432,6 +433,14 @@ class FastTD3:
             **self.describe_gradients(batch),
         }
 
+    @torch.no_grad()
+    def draw(self, batch: TensorDict) -> dict[str, Tensor]:
+        """Return images of the simplices, by tag, for the first 1,024 transitions of a batch; none without SEM."""
+        batch = self.prepare(batch[:PROBE])
+        pair = torch.cat([batch["critic_obs"], batch["action"]], -1)
+        images = draw_simplices(["actor"], self.actor.torso, batch["obs"])
+        return images | draw_simplices(["critic"], self.critic.torso, pair)
+
     def describe_gradients(self, batch: TensorDict) -> dict[str, Tensor]:
         """Return size and noise of the gradients of both losses on a prepared batch, and the policy's churn.
 
@@ -791,6 +800,7 @@ def train(
             with run.timer("eval"):
                 score = evaluate(agent.act, eval_env, seed=eval_seed)
             run.log(frames, {f"eval/{name}": value for name, value in score.items()})
+            run.show(frames, agent.draw(batch) if batch is not None else {})
         if args.log_every and (last or crossed(args.log_every, frames, args.num_envs)):
             metrics = {**stats.summary(), **env.summary(), "charts/SPS": run.sps(frames), **run.timer.read()}
             run.log(frames, {**metrics, **(agent.report(batch) if batch is not None else {})})

@@ -59,6 +59,7 @@ from networks.diagnostics import (
     describe_copies,
     describe_gradient,
     describe_torso,
+    draw_simplices,
     gradient_noise,
     greedy_churn,
     micro_batches,
@@ -544,6 +545,19 @@ class PPO:
             out |= describe_torso("actor", self.actor.torso, features)
             return out | describe_torso("critic", self.critic.torso, critic_features)
 
+    @torch.no_grad()
+    def draw(self, rollout: TensorDict) -> dict[str, Tensor]:
+        """Return images of the simplices, by tag, for the rows that a report looks at; none without SEM."""
+        probe = rollout[::4].flatten()[:PROBE]
+        obs, critic_obs = probe["obs"], probe.get("critic_obs", probe["obs"])
+        with self.autocast:
+            if self.paired:
+                return draw_simplices(["actor", "critic"], self.trunk, obs)
+            features, critic_features = self.features(obs, critic_obs)
+            images = draw_simplices(["shared"], self.trunk, obs)
+            images |= draw_simplices(["actor"], self.actor.torso, features)
+            return images | draw_simplices(["critic"], self.critic.torso, critic_features)
+
     def describe_gradients(self, probe: TensorDict, old: Gaussian | Categorical) -> dict[str, Tensor]:
         """Return size and noise of the gradients of both losses on rows [B] of a rollout, and the churn of the policy.
 
@@ -884,6 +898,7 @@ def train(run: Run[Args], agent: PPO, env: VecEnv, eval_env: VecEnv | None) -> d
             with run.timer("eval"):
                 score = assess(agent, eval_env, eval_seed)
             run.log(frames, {f"eval/{name}": value for name, value in score.items()})
+            run.show(frames, agent.draw(rollout))
         if args.log_every and (last or crossed(args.log_every, frames, len(rows) * args.num_envs)):
             episodes = {**with_human(args.env_id, "charts/", stats.summary()), **env.summary()}
             run.log(frames, {**episodes, "charts/SPS": run.sps(frames), **run.timer.read(), **agent.report(rollout)})

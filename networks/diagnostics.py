@@ -507,6 +507,20 @@ def describe_copies(names: Sequence[str], torso: nn.Sequential, x: Tensor) -> di
     return out
 
 
+@torch.no_grad()
+def draw_simplices(names: Sequence[str], torso: nn.Sequential, x: Tensor) -> dict[str, Tensor]:
+    """Return `simplex_image` of the codes of a batch, by TensorBoard tag: `sem/{name}_simplices`; nothing without any.
+
+    One name is for the torso with all its copies, one below another; several are for one copy each.
+    """
+    block = last_block(torso)
+    codes = None if block is None else activations(torso, x).codes
+    if block is None or codes is None:
+        return {}
+    each = zip(names, [codes] if len(names) == 1 else codes, strict=True)
+    return {f"sem/{name}_simplices": simplex_image(own, block.config.groups) for name, own in each}
+
+
 def last_block(torso: nn.Sequential) -> SEM | None:
     """Return the last SEM block of a torso, None where there is none."""
     return next((layer for layer in reversed(torso) if isinstance(layer, SEM)), None)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 import envs
@@ -225,6 +226,10 @@ def test_a_run_leaves_what_it_promises(kind: str, tmp_path: Path) -> None:
     for metric, every in (("eval/episodic_return", tiny["eval_every"]), ("charts/SPS", tiny["log_every"])):
         expected = sorted({*range(every, total, every), total})
         assert [int(step) for name, step, _ in rows if name == metric] == expected
+    images = EventAccumulator(str(run_dir), {"images": 0}).Reload()
+    shown = {tag: [event.step for event in images.Images(tag)] for tag in images.Tags()["images"]}
+    drawn = sorted({*range(tiny["eval_every"], total, tiny["eval_every"]), total})
+    assert shown == {f"sem/{name}_simplices": drawn for name in ("actor", "critic")}
     assert [int(path.name.removeprefix("step_")) for path in sorted((run_dir / "checkpoints").iterdir())] == [
         tiny["save_every"],
         total,

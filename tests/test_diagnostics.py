@@ -710,6 +710,21 @@ def test_copies_are_described_one_by_one(sem: SEMConfig | None, hidden: tuple[in
     assert all(value.numel() == 1 and not value.requires_grad for value in said.values())
 
 
+def test_simplices_are_drawn_where_there_are_some() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 6)
+    alone, several, plain = (
+        mlp_torso(6, (12, 10), s, c)[0] for s, c in ((SEMConfig(2, 5), None), (SEMConfig(2, 5), Q), (None, None))
+    )
+    image = d.draw_simplices(["actor"], alone, x)["sem/actor_simplices"]
+    assert torch.equal(image, d.simplex_image(alone(x), 2)) and image.shape == (1, 16, 40)
+    stacked = d.draw_simplices(["critic"], several, x)["sem/critic_simplices"]
+    each = d.draw_simplices("abc", several, x)
+    assert list(each) == [f"sem/{name}_simplices" for name in "abc"]
+    assert torch.equal(torch.cat([*each.values()], 1), stacked) and stacked.shape == (1, Q * 16, 40)
+    assert d.draw_simplices(["a"], plain, x) == d.draw_simplices(["a"], nn.Sequential(), x) == {}
+
+
 @pytest.mark.parametrize("sem", [None, SEMConfig(2, 5)])
 def test_a_target_network_is_compared_with_its_origin(sem: SEMConfig | None) -> None:
     torch.manual_seed(0)
@@ -829,6 +844,12 @@ WHOLE: dict[str, Callable[..., Tensor]] = {  # not a mean over copies
     "describe_copies": lambda x, y: total(
         d.describe_copies("abc", torso_on(x.device.type, Q), x if x.dim() == 2 else x[0])
     ),
+    "draw_simplices": lambda x, y: torch.stack(
+        [
+            *(v.sum() for v in d.draw_simplices(["a"], torso_on(x.device.type), x).values()),
+            *(v.sum() for v in d.draw_simplices("abc", torso_on(x.device.type, Q), x).values()),
+        ]
+    ).sum(),
     "describe_returns": lambda x, y: total(
         d.describe_returns(torch.stack([x, y]), x[None], y, grid(x))
         if x.dim() == 2
