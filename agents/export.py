@@ -51,6 +51,7 @@ from networks.actors import Categorical
 from networks.bottlenecks import VQ
 from networks.layers import BatchedLayerNorm, BatchedLinear, layer_norm
 from networks.normalize import RunningNorm
+from networks.residual import Scale, UnitLinear
 from networks.sem import SEM
 
 SCHEMA = 1
@@ -207,7 +208,7 @@ def first_copy(network: nn.Module) -> nn.Module:
     """Return the network, changed to compute only the first of Q copies where its layers have several."""
     for name, child in network.named_children():
         setattr(network, name, first_copy(child))
-    if isinstance(network, SEM | VQ) and network.copies is not None:
+    if isinstance(network, SEM | VQ | UnitLinear | Scale) and network.copies is not None:
         for name, parameter in network.named_parameters(recurse=False):
             setattr(network, name, nn.Parameter(parameter[0]))
     if isinstance(network, BatchedLinear):

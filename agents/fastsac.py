@@ -60,9 +60,23 @@ from envs.pictures import prepare_gl
 from networks.actors import SquashedGaussianActor
 from networks.bottlenecks import Bottleneck
 from networks.critics import CategoricalCritics, ScalarCritics, project
-from networks.diagnostics import PROBE, describe_returns, describe_torso, disagreement, td_error
+from networks.diagnostics import (
+    PROBE,
+    action_churn,
+    describe_gradient,
+    describe_returns,
+    describe_torso,
+    disagreement,
+    draw_simplices,
+    gradient_noise,
+    micro_batches,
+    td_error,
+    undrawn,
+)
 from networks.flat import AdamW, Flat
 from networks.normalize import RewardScale, RunningNorm
+from networks.residual import spheres
+from networks.sem import SEM
 
 
 @dataclass
@@ -196,6 +210,9 @@ class Args:
     """LayerNorm before each activation"""
     activation: Literal["relu", "silu", "tanh", "elu"] = "silu"
     """nonlinearity of the hidden layers; after convolutions it is relu"""
+    torso: Literal["mlp", "simba", "simbav2"] = "mlp"
+    """hidden layers: plain ones, or residual blocks with norms and an activation of their own, one for each number of
+    units (`networks/residual.py`)"""
     sem: bool = False
     """simplicial embeddings in actor and critics"""
     bottleneck: Literal[
@@ -207,8 +224,9 @@ class Args:
     """where --sem or --bottleneck asks for one, in the actor"""
     sem_critic: bool = True
     """where --sem or --bottleneck asks for one, in the critics"""
-    sem_every_layer: bool = False
-    """in place of every hidden layer; those before the last have as many groups of V as they had units for"""
+    sem_position: Literal["last", "every", "input"] = "last"
+    """which hidden layer it takes the place of: the last, every one, or the first; one that is not the last has as many
+    groups of V as there were units for"""
     sem_actor_groups: int = 2
     """L of the actor's embedding"""
     sem_actor_vertices: int = 64
@@ -221,6 +239,8 @@ class Args:
     """tau of the softmax; the paper's code has 1"""
     sem_learned_temperature: bool = False
     """learn tau, one for each network, from --sem-temperature on"""
+    sem_temperature_end: float = 0.0
+    """tau at the end of training, approached by equal factors in equal times; 0 keeps it at --sem-temperature"""
 
     # ---- speed ----
     amp: Literal["auto", "bfloat16", "off"] = "auto"
@@ -247,7 +267,7 @@ class FastSAC:
         obs_dim, critic_obs_dim = env.obs_space.shape[0], env.critic_obs_space.shape[0]
         self.num_envs, self.action_dim = env.num_envs, env.action_space.shape[0]
         actor_sem, critic_sem = sem_configs(args)
-        style: dict[str, Any] = {"activation": args.activation, "norm": args.layer_norm}
+        style: dict[str, Any] = {"activation": args.activation, "norm": args.layer_norm, "torso": args.torso}
         sizes = critic_obs_dim, self.action_dim, args.critic_hidden
         self.actor = SquashedGaussianActor(
             obs_dim, self.action_dim, args.actor_hidden, actor_sem, args.log_std_min, args.log_std_max, **style
@@ -275,8 +295,9 @@ class FastSAC:
         ).to(self.device)
         self.log_alpha = torch.tensor(math.log(args.alpha_init), device=self.device, requires_grad=True)
         self.target_entropy = -args.target_entropy_ratio * self.action_dim
+        self.annealed = [block for block in self.modules.modules() if isinstance(block, SEM)]
         self.actor_flat, self.critic_flat, self.target_flat = (
-            Flat(network.parameters()) for network in (self.actor, self.critic, self.target)
+            Flat(network.parameters(), spheres(network)) for network in (self.actor, self.critic, self.target)
         )
         self.alpha_flat = Flat([self.log_alpha])
         self.actor_optimizer, self.critic_optimizer = (
@@ -433,7 +454,9 @@ class FastSAC:
         self.loss_count[LOSSES.index(name)] += 1
 
     def anneal(self, progress: float) -> None:
-        """Set the learning rates for a share of training done, 0 to 1: a cosine from start to end."""
+        """Set what goes by the share of training done, 0 to 1: SEM's temperature, and learning rates along a cosine."""
+        for block in self.annealed:
+            block.anneal(progress)
         args, cosine = self.args, 0.5 * (1 + math.cos(math.pi * progress))
         for optimizer, start, end in (
             (self.actor_optimizer, args.actor_lr, args.actor_lr_end),
@@ -455,7 +478,7 @@ class FastSAC:
         values = self.critic(critic_obs, action)  # or logits
         value = self.values(values)
         policy = self.actor(obs)
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):  # as if nothing was drawn
+        with undrawn(self.device):
             next_action, next_log_prob = self.actor(batch["next_obs"]).sample()
         next_out = self.target(batch["next_critic_obs"], next_action)
         bonus = -self.log_alpha.exp() * next_log_prob
@@ -479,6 +502,37 @@ class FastSAC:
             ),
             **describe_torso("actor", self.actor.torso, obs),
             **describe_torso("critic", self.critic.torso, torch.cat([critic_obs, action], -1), self.target.torso),
+            **self.describe_gradients(batch),
+        }
+
+    @torch.no_grad()
+    def draw(self, batch: TensorDict) -> dict[str, Tensor]:
+        """Return images of the simplices, by tag, for the first 1,024 transitions of a batch; none without SEM."""
+        batch = self.prepare(batch[:PROBE])
+        pair = torch.cat([batch["critic_obs"], batch["action"]], -1)
+        images = draw_simplices(["actor"], self.actor.torso, batch["obs"])
+        return images | draw_simplices(["critic"], self.critic.torso, pair)
+
+    def describe_gradients(self, batch: TensorDict) -> dict[str, Tensor]:
+        """Return size and noise of the gradients of both losses on a prepared batch, and the policy's churn.
+
+        That is how much one more step of the actor along its gradient would change the actions; it is taken back.
+        """
+        parts = micro_batches(batch)
+        with torch.enable_grad(), undrawn(self.device):  # not the compiled losses: each size is compiled anew
+            critic = gradient_noise(self.critic_flat.gradient(type(self).critic_loss(self, part)[0]) for part in parts)
+            actor = gradient_noise(self.actor_flat.gradient(type(self).actor_loss(self, part)) for part in parts)
+        action = self.actor(batch["obs"]).mode()
+        with self.actor_optimizer.rehearsal():
+            self.actor_flat.vector.grad = actor.mean
+            if self.args.max_grad_norm > 0:
+                self.actor_flat.clip(self.args.max_grad_norm)
+            self.actor_optimizer.step()
+            churn = action_churn(self.actor(batch["obs"]).mode(), action)
+        return {
+            **describe_gradient("critic", critic, len(parts[0])),
+            **describe_gradient("actor", actor, len(parts[0])),
+            "policy/churn": churn,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -507,7 +561,7 @@ class FastSAC:
             if here != there:
                 raise ValueError(
                     f"the checkpoint does not fit: {name} is {there or 'absent'} there and {here or 'absent'} here; "
-                    f"task, --sem*, --bottleneck and --*-hidden must be those of the run"
+                    f"task, --torso, --sem*, --bottleneck and --*-hidden must be those of the run"
                 )
         self.modules.load_state_dict(theirs)
         self.actor_optimizer.load_state_dict(state["actor_optimizer"])
@@ -525,7 +579,8 @@ def sem_configs(args: Args) -> tuple[Bottleneck | None, Bottleneck | None]:
     kind = args.bottleneck if args.bottleneck != "auto" else "sem" if args.sem else "relu"
     if kind == "relu":
         return None, None
-    style = args.sem_temperature, args.sem_learned_temperature, kind, args.sem_every_layer
+    tau = args.sem_temperature, args.sem_learned_temperature, args.sem_temperature_end
+    style = *tau, kind, args.sem_position
     return (
         Bottleneck(args.sem_actor_groups, args.sem_actor_vertices, *style) if args.sem_actor else None,
         Bottleneck(args.sem_critic_groups, args.sem_critic_vertices, *style) if args.sem_critic else None,
@@ -635,6 +690,7 @@ def resolve(args: Args) -> Args:
     not_negative = (
         *("seed", "threads", "env_threads", "learning_starts", "log_every", "eval_every", "save_every", "critic_lr"),
         *("critic_lr_end", "actor_lr", "actor_lr_end", "alpha_lr", "weight_decay", "max_grad_norm", "video_every"),
+        *("sem_temperature_end",),
     )
     for names, is_legal, legal in ((above_zero, lt, "above 0"), (not_negative, le, "0 or above")):
         for name in names:
@@ -775,6 +831,7 @@ def train(
             with run.timer("eval"), watched as stage:
                 score = evaluate(agent.act, stage, seed=eval_seed)
             run.log(frames, {f"eval/{name}": value for name, value in score.items()})
+            run.show(frames, agent.draw(batch) if batch is not None else {})
         if args.log_every and (last or crossed(args.log_every, frames, args.num_envs)):
             metrics = {**stats.summary(), **env.summary(), "charts/SPS": run.sps(frames), **run.timer.read()}
             run.log(frames, {**metrics, **(agent.report(batch) if batch is not None else {})})
@@ -816,12 +873,14 @@ def describe(run: Run[Args]) -> None:
     """Print what was chosen, before the first step."""
     args = run.args
     actor_sem, critic_sem = sem_configs(args)
+    torso = "" if args.torso == "mlp" else f"{args.torso}, "
     block = "SEM" if args.bottleneck in ("auto", "relu", "sem") else "block"
     say = {
         "run": run.dir,
         "task": f"{args.env_id}, {args.num_envs} environments, {args.total_timesteps:,} frames",
         **({"from": args.init_from} if args.init_from else {}),
-        "size": f"{args.size}: actor {args.actor_hidden}, critics {args.critic_hidden}, batch {args.batch_size:,}",
+        "size": f"{args.size}: {torso}actor {args.actor_hidden}, critics {args.critic_hidden}, "
+        f"batch {args.batch_size:,}",
         block: f"actor {actor_sem or 'off'}, critics {critic_sem or 'off'}",
         "learner": f"{args.device}, threads {torch.get_num_threads()}, "
         + ("bfloat16" if args.amp == "bfloat16" else "float32")

@@ -57,11 +57,26 @@ from envs.pictures import prepare_gl
 from networks.actors import Categorical, CategoricalActor, Gaussian, GaussianActor
 from networks.bottlenecks import Bottleneck
 from networks.critics import ValueCritic
-from networks.diagnostics import PROBE, describe_copies, describe_torso, td_error
+from networks.diagnostics import (
+    PROBE,
+    action_churn,
+    describe_copies,
+    describe_gradient,
+    describe_torso,
+    draw_simplices,
+    gradient_noise,
+    greedy_churn,
+    micro_batches,
+    td_error,
+    total_variation,
+    undrawn,
+)
 from networks.flat import AdamW, Flat
 from networks.layers import orthogonal_
 from networks.normalize import RewardScale, RunningNorm
-from networks.torso import mlp_torso, nature_cnn
+from networks.residual import spheres
+from networks.sem import SEM
+from networks.torso import hidden_layers, nature_cnn
 
 
 @dataclass
@@ -181,6 +196,9 @@ class Args:
     """deviation of continuous actions at the start, on the scale of [-1, 1]"""
     state_dependent_std: bool = False
     """let the deviation of continuous actions depend on the observation"""
+    torso: Literal["mlp", "simba", "simbav2"] = "mlp"
+    """hidden layers: plain ones, or residual blocks with norms and an activation of their own, one for each number of
+    units (`networks/residual.py`)"""
     sem: bool = False
     """simplicial embeddings in actor and critics"""
     bottleneck: Literal[
@@ -192,8 +210,9 @@ class Args:
     """where --sem or --bottleneck asks for one, in the actor"""
     sem_critic: bool = True
     """where --sem or --bottleneck asks for one, in the critics"""
-    sem_every_layer: bool = False
-    """in place of every hidden layer; those before the last have as many groups of V as they had units for"""
+    sem_position: Literal["last", "every", "input"] = "last"
+    """which hidden layer it takes the place of: the last, every one, or the first; one that is not the last has as many
+    groups of V as there were units for"""
     sem_actor_groups: int = 2
     """L of the actor's embedding"""
     sem_actor_vertices: int = 64
@@ -206,6 +225,8 @@ class Args:
     """tau of the softmax; the paper's code has 1"""
     sem_learned_temperature: bool = False
     """learn tau, one for each network, from --sem-temperature on"""
+    sem_temperature_end: float = 0.0
+    """tau at the end of training, approached by equal factors in equal times; 0 keeps it at --sem-temperature"""
 
     # ---- speed ----
     amp: Literal["auto", "bfloat16", "off"] = "auto"
@@ -262,20 +283,21 @@ class PPO:
             critic_in, activation = actor_in, "relu"
         if self.paired or (self.images and args.share_hidden and alike):
             copies = 2 if self.paired else None
-            hidden, actor_in = mlp_torso(actor_in, actor_hidden, actor_sem, copies, activation)
+            hidden, actor_in = hidden_layers(args.torso, actor_in, actor_hidden, actor_sem, copies, activation)
             self.trunk.extend(hidden)
             critic_in, actor_hidden, critic_hidden, actor_sem, critic_sem = actor_in, (), (), None, None
         orthogonal_(self.trunk, math.sqrt(2))
         self.actor: GaussianActor | CategoricalActor = (
-            CategoricalActor(actor_in, int(env.action_space.n), actor_hidden, actor_sem, activation)
+            CategoricalActor(actor_in, int(env.action_space.n), actor_hidden, actor_sem, activation, args.torso)
             if isinstance(env.action_space, Discrete)
             else GaussianActor(
                 *(actor_in, env.action_space.shape[0], actor_hidden, actor_sem, activation),
                 init_std=args.init_std,
                 state_dependent_std=args.state_dependent_std,
+                torso=args.torso,
             )
         )
-        self.critic = ValueCritic(critic_in, critic_hidden, critic_sem, activation)
+        self.critic = ValueCritic(critic_in, critic_hidden, critic_sem, activation, args.torso)
         normalise = args.obs_norm and not self.images
         self.obs_norm = RunningNorm(obs_dim) if normalise else nn.Identity()
         self.critic_obs_norm = RunningNorm(critic_obs_dim) if normalise and env.privileged else self.obs_norm
@@ -291,7 +313,8 @@ class PPO:
                 "reward_scale": self.reward_scale,
             }
         ).to(self.device)
-        self.flat = Flat(self.modules.parameters())
+        self.annealed = [block for block in self.modules.modules() if isinstance(block, SEM)]
+        self.flat = Flat(self.modules.parameters(), spheres(self.modules))
         self.optimizer = AdamW(self.flat, args.learning_rate, eps=args.adam_eps)
         self.loss_sum = torch.zeros(len(LOSSES), device=self.device)  # since the last report
         self.loss_count = 0
@@ -489,7 +512,9 @@ class PPO:
         rate.mul_(torch.where(slower, 1 / 1.5, torch.where(faster, 1.5, 1.0))).clamp_(1e-5, 1e-2)
 
     def anneal(self, progress: float) -> None:
-        """Set the learning rate for a share of training done, 0 to 1."""
+        """Set learning rate and SEM's temperature for a share of training done, 0 to 1."""
+        for block in self.annealed:
+            block.anneal(progress)
         if self.args.lr_schedule == "linear":
             self.optimizer.lr.fill_(self.args.learning_rate * max(1 - progress, 0.0))
 
@@ -520,13 +545,68 @@ class PPO:
         with self.autocast:
             features, critic_features = self.features(obs, critic_obs)
             policy = self.actor(features)
-            if isinstance(policy, Gaussian):
-                out["charts/action_std"] = policy.log_std.exp().mean()
+        out |= self.describe_gradients(probe, policy)
+        if isinstance(policy, Gaussian):
+            out["charts/action_std"] = policy.log_std.exp().mean()
+        with self.autocast:
             if self.paired:
                 return out | describe_copies(("actor", "critic"), self.trunk, obs)
             out |= describe_torso("shared", self.trunk, obs)
             out |= describe_torso("actor", self.actor.torso, features)
             return out | describe_torso("critic", self.critic.torso, critic_features)
+
+    @torch.no_grad()
+    def draw(self, rollout: TensorDict) -> dict[str, Tensor]:
+        """Return images of the simplices, by tag, for the rows that a report looks at; none without SEM."""
+        probe = rollout[::4].flatten()[:PROBE]
+        obs, critic_obs = probe["obs"], probe.get("critic_obs", probe["obs"])
+        with self.autocast:
+            if self.paired:
+                return draw_simplices(["actor", "critic"], self.trunk, obs)
+            features, critic_features = self.features(obs, critic_obs)
+            images = draw_simplices(["shared"], self.trunk, obs)
+            images |= draw_simplices(["actor"], self.actor.torso, features)
+            return images | draw_simplices(["critic"], self.critic.torso, critic_features)
+
+    def describe_gradients(self, probe: TensorDict, old: Gaussian | Categorical) -> dict[str, Tensor]:
+        """Return size and noise of the gradients of both losses on rows [B] of a rollout, and the churn of the policy.
+
+        The actor's loss has the entropy bonus, the critic's its coefficient; what both share gets gradients of both.
+        Churn is how much one more step along their sum would change the policy from what it is; the step is taken back.
+        """
+        columns = TensorDict(self.prepare(probe.to_dict()), probe.batch_size)
+        with torch.enable_grad(), undrawn(self.device):
+            order = torch.randperm(len(probe), device=self.device)  # rows of one environment are alike
+            parts = micro_batches(columns[order])
+            actor, critic = map(
+                gradient_noise, zip(*(self.both_gradients(part, len(parts)) for part in parts), strict=True)
+            )
+        with self.optimizer.rehearsal():
+            self.flat.vector.grad = actor.mean + critic.mean
+            if self.args.max_grad_norm > 0:
+                self.flat.clip(self.args.max_grad_norm)
+            self.optimizer.step()
+            with self.autocast:
+                new, _ = self(probe["obs"], probe.get("critic_obs", probe["obs"]))
+        if isinstance(old, Categorical) and isinstance(new, Categorical):
+            shift = total_variation(new.log_probs.exp(), old.log_probs.exp())
+            churn = {"policy/churn": greedy_churn(new.log_probs, old.log_probs), "policy/total_variation": shift}
+        else:
+            churn = {"policy/churn": action_churn(new.mode(), old.mode())}
+        return {
+            **describe_gradient("critic", critic, len(parts[0])),
+            **describe_gradient("actor", actor, len(parts[0])),
+            **churn,
+        }
+
+    def both_gradients(self, part: TensorDict, parts: int) -> tuple[Tensor, Tensor]:
+        """Return the gradients [P] of the actor's loss and of the critic's on one of so many parts [B] of a probe."""
+        with self.autocast:
+            policy, value = self(part["obs"], part.get("critic_obs", part["obs"]))
+        _, (*by_policy, by_value) = type(self).gradients(self, policy, value, part.to_dict())  # not the compiled one
+        share = parts * self.ranks.world  # `prepare` gives weights among the rows of all parts, of all processes
+        actor = self.flat.gradient(policy, by_policy, again=True)
+        return share * actor, share * self.flat.gradient(value, [by_value])
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that training changes; tensors, dicts, lists and numbers only."""
@@ -550,7 +630,7 @@ class PPO:
             if here != there:
                 raise ValueError(
                     f"the checkpoint does not fit: {name} is {there or 'absent'} there and {here or 'absent'} here; "
-                    f"task, --sem*, --bottleneck and --*-hidden must be those of the run"
+                    f"task, --torso, --sem*, --bottleneck and --*-hidden must be those of the run"
                 )
         self.modules.load_state_dict(theirs)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -603,7 +683,8 @@ def sem_configs(args: Args) -> tuple[Bottleneck | None, Bottleneck | None]:
     kind = args.bottleneck if args.bottleneck != "auto" else "sem" if args.sem else "relu"
     if kind == "relu":
         return None, None
-    style = args.sem_temperature, args.sem_learned_temperature, kind, args.sem_every_layer
+    tau = args.sem_temperature, args.sem_learned_temperature, args.sem_temperature_end
+    style = *tau, kind, args.sem_position
     return (
         Bottleneck(args.sem_actor_groups, args.sem_actor_vertices, *style) if args.sem_actor else None,
         Bottleneck(args.sem_critic_groups, args.sem_critic_vertices, *style) if args.sem_critic else None,
@@ -662,7 +743,7 @@ PRESETS: tuple[config.Row, ...] = (
             # Values near 1: a critic whose features are simplices does not reach 100 in time, so that with SEM and raw
             # rewards CartPole ended between 279 and 375; with this it ends at 500.
             "reward_norm": True,
-            "log_every": 5_120,
+            "log_every": 10_240,
             "eval_every": 20_480,
             "save_every": 51_200,
         },
@@ -692,7 +773,7 @@ PRESETS: tuple[config.Row, ...] = (
             "sem_actor_vertices": 8,
             "sem_critic_groups": 64,
             "sem_critic_vertices": 8,
-            "log_every": 10_240,
+            "log_every": 20_480,
             "eval_every": 512_000,
             "save_every": 512_000,
         },
@@ -719,7 +800,7 @@ def resolve(args: Args) -> Args:
     )
     not_negative = (
         *("seed", "threads", "env_threads", "log_every", "eval_every", "save_every", "learning_rate", "target_kl"),
-        *("ent_coef", "vf_coef", "max_grad_norm", "adam_eps", "video_every"),
+        *("ent_coef", "vf_coef", "max_grad_norm", "adam_eps", "sem_temperature_end", "video_every"),
     )
     for names, is_legal, legal in ((above_zero, lt, "above 0"), (not_negative, le, "0 or above")):
         for name in names:
@@ -839,6 +920,7 @@ def train(run: Run[Args], agent: PPO, env: VecEnv, eval_env: VecEnv | None) -> d
             with run.timer("eval"), watched as stage:
                 score = assess(agent, stage, eval_seed)
             run.log(frames, {f"eval/{name}": value for name, value in score.items()})
+            run.show(frames, agent.draw(rollout))
         if args.log_every and (last or crossed(args.log_every, frames, len(rows) * args.num_envs)):
             episodes = {**with_human(args.env_id, "charts/", stats.summary()), **env.summary()}
             run.log(frames, {**episodes, "charts/SPS": run.sps(frames), **run.timer.read(), **agent.report(rollout)})
@@ -892,13 +974,14 @@ def describe(run: Run[Args], agent: PPO) -> None:
     """Print what was chosen, before the first step."""
     args = run.args
     actor_sem, critic_sem = sem_configs(args)
+    torso = "" if args.torso == "mlp" else f"{args.torso}, "
     block = "SEM" if args.bottleneck in ("auto", "relu", "sem") else "block"
     rows = args.num_envs * args.num_steps
     say = {
         "run": run.dir,
         "task": f"{args.env_id}, {args.num_envs} environments, {args.total_timesteps:,} frames",
         **({"from": args.init_from} if args.init_from else {}),
-        "size": f"{args.size}: {'Nature CNN, ' if agent.images else ''}actor {args.actor_hidden}, "
+        "size": f"{args.size}: {'Nature CNN, ' if agent.images else ''}{torso}actor {args.actor_hidden}, "
         f"critic {args.critic_hidden}, rollout {rows:,}, minibatch {rows // args.num_minibatches:,}",
         block: f"actor {actor_sem or 'off'}, critic {critic_sem or 'off'}",
         "learner": f"{args.device}, threads {torch.get_num_threads()}, "

@@ -56,10 +56,22 @@ from envs.families import ATARI, CLASSIC, human_normalised
 from envs.pictures import prepare_gl
 from networks.bottlenecks import Bottleneck
 from networks.critics import DiscreteCritic
-from networks.diagnostics import PROBE, describe_torso, td_error
+from networks.diagnostics import (
+    PROBE,
+    describe_gradient,
+    describe_torso,
+    draw_simplices,
+    gradient_noise,
+    greedy_churn,
+    micro_batches,
+    td_error,
+    undrawn,
+)
 from networks.flat import Flat, RAdam
 from networks.layers import orthogonal_
 from networks.normalize import RewardScale, RunningNorm
+from networks.residual import spheres
+from networks.sem import SEM
 from networks.torso import nature_cnn
 
 
@@ -164,6 +176,9 @@ class Args:
     """LayerNorm before each activation"""
     activation: Literal["relu", "silu", "tanh", "elu"] = "relu"
     """nonlinearity of the hidden layers; after convolutions it is relu"""
+    torso: Literal["mlp", "simba", "simbav2"] = "mlp"
+    """hidden layers: plain ones, or residual blocks with norms and an activation of their own, one for each number of
+    units (`networks/residual.py`)"""
     sem: bool = False
     """simplicial embeddings in actor and critics"""
     bottleneck: Literal[
@@ -171,8 +186,9 @@ class Args:
     ] = "auto"
     """what takes the place of the last hidden layer: relu leaves it as it is, `networks/bottlenecks.py` has the others,
     auto is sem with --sem and relu without; the flags below are for whichever it is"""
-    sem_every_layer: bool = False
-    """in place of every hidden layer; those before the last have as many groups of V as they had units for"""
+    sem_position: Literal["last", "every", "input"] = "last"
+    """which hidden layer it takes the place of: the last, every one, or the first; one that is not the last has as many
+    groups of V as there were units for"""
     sem_critic_groups: int = 64
     """L of the critics' embedding"""
     sem_critic_vertices: int = 8
@@ -181,6 +197,8 @@ class Args:
     """tau of the softmax; the paper's code has 1"""
     sem_learned_temperature: bool = False
     """learn tau, one for each network, from --sem-temperature on"""
+    sem_temperature_end: float = 0.0
+    """tau at the end of training, approached by equal factors in equal times; 0 keeps it at --sem-temperature"""
 
     # ---- speed ----
     amp: Literal["auto", "bfloat16", "off"] = "auto"
@@ -217,7 +235,7 @@ class PQN:
         orthogonal_(self.trunk, math.sqrt(2))
         activation = "relu" if self.images else args.activation
         self.critic = DiscreteCritic(
-            width, self.actions, args.critic_hidden, sem_config(args), activation, args.layer_norm
+            width, self.actions, args.critic_hidden, sem_config(args), activation, args.layer_norm, args.torso
         )
         normalise = args.obs_norm and not self.images
         self.obs_norm = RunningNorm(env.obs_space.shape[0]) if normalise else nn.Identity()
@@ -231,7 +249,8 @@ class PQN:
                 "reward_scale": self.reward_scale,
             }
         ).to(self.device)
-        self.flat = Flat(self.modules.parameters())
+        self.annealed = [block for block in self.modules.modules() if isinstance(block, SEM)]
+        self.flat = Flat(self.modules.parameters(), spheres(self.modules))
         self.optimizer = RAdam(self.flat, args.learning_rate)
         self.loss_sum = torch.zeros(len(LOSSES), device=self.device)  # since the last report
         self.loss_count = 0
@@ -375,8 +394,10 @@ class PQN:
         return (rows @ columns["weight"][..., None])[..., 0]
 
     def anneal(self, progress: float) -> None:
-        """Set learning rate and epsilon for a share of training done, 0 to 1."""
+        """Set learning rate, epsilon and SEM's temperature for a share of training done, 0 to 1."""
         args = self.args
+        for block in self.annealed:
+            block.anneal(progress)
         if args.anneal_lr:
             self.optimizer.lr.fill_(args.learning_rate * max(1 - progress, 0.0))
         done = min(progress / args.exploration_fraction, 1.0) if args.exploration_fraction > 0 else 1.0
@@ -396,14 +417,53 @@ class PQN:
         self.loss_count = 0
         probe = rollout[::4].flatten()[:PROBE]
         with self.autocast:
-            value = self(probe["obs"]).gather(-1, probe["action"][:, None])[:, 0]
-            return {
-                **{f"losses/{name}": loss for name, loss in zip(LOSSES, losses, strict=True)},
-                "critic/td_error": td_error(value, probe["target"]),
-                "charts/learning_rate": self.optimizer.lr,
-                "charts/epsilon": torch.tensor(self.epsilon),
-                **describe_torso("critic", nn.Sequential(*self.trunk, *self.critic.torso), probe["obs"]),
-            }
+            value = self(probe["obs"])
+        out = {f"losses/{name}": loss for name, loss in zip(LOSSES, losses, strict=True)}
+        out["critic/td_error"] = td_error(value.gather(-1, probe["action"][:, None])[:, 0], probe["target"])
+        out["charts/learning_rate"] = self.optimizer.lr
+        out["charts/epsilon"] = torch.tensor(self.epsilon)
+        out |= self.describe_gradients(probe, value)
+        with self.autocast:
+            return out | describe_torso("critic", self.layers, probe["obs"])
+
+    @property
+    def layers(self) -> nn.Sequential:
+        """All that comes before the head."""
+        return nn.Sequential(*self.trunk, *self.critic.torso)
+
+    @torch.no_grad()
+    def draw(self, rollout: TensorDict) -> dict[str, Tensor]:
+        """Return images of the simplices, by tag, for the rows that a report looks at; none without SEM."""
+        with self.autocast:
+            return draw_simplices(["critic"], self.layers, rollout[::4].flatten()[:PROBE]["obs"])
+
+    def describe_gradients(self, probe: TensorDict, old: Tensor) -> dict[str, Tensor]:
+        """Return size and noise of the gradient on rows [B] of a rollout, and the churn of the policy.
+
+        Churn is how much one more step along it would change the best actions from those of the values `old` [B, n];
+        the step is taken back.
+        """
+        columns = TensorDict(self.prepare(probe.to_dict()), probe.batch_size)
+        with torch.enable_grad(), undrawn(self.device):
+            order = torch.randperm(len(probe), device=self.device)  # rows of one environment are alike
+            parts = micro_batches(columns[order])
+            noise = gradient_noise(self.gradient_of(part, len(parts)) for part in parts)
+        with self.optimizer.rehearsal():
+            self.flat.vector.grad = noise.mean
+            if self.args.max_grad_norm > 0:
+                self.flat.clip(self.args.max_grad_norm)
+            self.optimizer.step()
+            with self.autocast:
+                new = self(probe["obs"])
+        return {**describe_gradient("critic", noise, len(parts[0])), "policy/churn": greedy_churn(new, old)}
+
+    def gradient_of(self, part: TensorDict, parts: int) -> Tensor:
+        """Return the gradient [P] of the loss on one of so many parts [B] of a probe."""
+        with self.autocast:
+            value = self(part["obs"])
+        _, gradient = type(self).gradients(self, value, part.to_dict())  # not the compiled one
+        share = parts * self.ranks.world  # `prepare` gives weights among the rows of all parts, of all processes
+        return share * self.flat.gradient(value, [gradient])
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that training changes; tensors, dicts, lists and numbers only."""
@@ -427,7 +487,7 @@ class PQN:
             if here != there:
                 raise ValueError(
                     f"the checkpoint does not fit: {name} is {there or 'absent'} there and {here or 'absent'} here; "
-                    f"task, --sem*, --bottleneck and --*-hidden must be those of the run"
+                    f"task, --torso, --sem*, --bottleneck and --*-hidden must be those of the run"
                 )
         self.modules.load_state_dict(theirs)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -479,7 +539,8 @@ def sem_config(args: Args) -> Bottleneck | None:
     kind = args.bottleneck if args.bottleneck != "auto" else "sem" if args.sem else "relu"
     if kind == "relu":
         return None
-    style = args.sem_temperature, args.sem_learned_temperature, kind, args.sem_every_layer
+    tau = args.sem_temperature, args.sem_learned_temperature, args.sem_temperature_end
+    style = *tau, kind, args.sem_position
     return Bottleneck(args.sem_critic_groups, args.sem_critic_vertices, *style)
 
 
@@ -559,7 +620,7 @@ def resolve(args: Args) -> Args:
     )
     not_negative = (
         *("seed", "threads", "env_threads", "log_every", "eval_every", "save_every", "learning_rate"),
-        *("max_grad_norm", "video_every"),
+        *("max_grad_norm", "sem_temperature_end", "video_every"),
     )
     for names, is_legal, legal in ((above_zero, lt, "above 0"), (not_negative, le, "0 or above")):
         for name in names:
@@ -679,6 +740,7 @@ def train(run: Run[Args], agent: PQN, env: VecEnv, eval_env: VecEnv | None) -> d
             with run.timer("eval"), watched as stage:
                 score = assess(agent, stage, eval_seed)
             run.log(frames, {f"eval/{name}": value for name, value in score.items()})
+            run.show(frames, agent.draw(rollout))
         if args.log_every and (last or crossed(args.log_every, frames, len(rows) * args.num_envs)):
             episodes = {**with_human(args.env_id, "charts/", stats.summary()), **env.summary()}
             run.log(frames, {**episodes, "charts/SPS": run.sps(frames), **run.timer.read(), **agent.report(rollout)})
@@ -727,14 +789,15 @@ def restore(checkpoint: Checkpoint, agent: PQN, stats: EpisodeStats, env: VecEnv
 def describe(run: Run[Args], agent: PQN) -> None:
     """Print what was chosen, before the first step."""
     args = run.args
+    torso = "" if args.torso == "mlp" else f"{args.torso}, "
     block = "SEM" if args.bottleneck in ("auto", "relu", "sem") else "block"
     rows = args.num_envs * args.num_steps
     say = {
         "run": run.dir,
         "task": f"{args.env_id}, {args.num_envs} environments, {args.total_timesteps:,} frames",
         **({"from": args.init_from} if args.init_from else {}),
-        "size": f"{args.size}: {'Nature CNN, ' if agent.images else ''}critic {args.critic_hidden}, rollout {rows:,}, "
-        f"minibatch {rows // args.num_minibatches:,}",
+        "size": f"{args.size}: {'Nature CNN, ' if agent.images else ''}{torso}critic {args.critic_hidden}, "
+        f"rollout {rows:,}, minibatch {rows // args.num_minibatches:,}",
         block: str(sem_config(args) or "off"),
         "learner": f"{args.device}, threads {torch.get_num_threads()}, "
         + ("bfloat16" if args.amp == "bfloat16" else "float32")

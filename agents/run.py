@@ -49,6 +49,7 @@ from types import TracebackType
 from typing import IO, Any, Generic, Self
 
 import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.checkpoint import (
@@ -470,6 +471,16 @@ class Run(Generic[A]):
         self._return = values.get("charts/episodic_return", self._return)
         return values
 
+    def show(self, step: int, images: Mapping[str, Tensor]) -> None:
+        """Show images [1 or 3, height, width], 0 to 1, by tag, in TensorBoard alone.
+
+        Raises:
+            RunError: the disk refuses.
+        """
+        with self.timer("log"), disk(f"write TensorBoard's events in {self.dir}"):
+            for tag, image in images.items():
+                self.writer.add_image(tag, image, step)
+
     def sps(self, step: int) -> float:
         """Environment frames per second since the last call, whatever was logged between."""
         (last_step, last_wall_s), self._last_sps = self._last_sps, (step, self.wall_s)
@@ -628,6 +639,9 @@ class Follower(Run[A]):
     def log(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Nothing: the first process writes."""
         return {}
+
+    def show(self, step: int, images: Mapping[str, Tensor]) -> None:
+        """Nothing: the first process shows."""
 
     def sps(self, step: int) -> float:
         """Nothing: the first process knows."""

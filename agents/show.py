@@ -263,7 +263,9 @@ def sem(settings: Mapping[str, Any]) -> str:
     if rival:
         return f"off, {kind} instead: {shapes}"
     learned = ", learned" if settings.get("sem_learned_temperature") else ""
-    return f"{shapes}, temperature {settings.get('sem_temperature')}{learned}"
+    annealed = f" to {end}" if (end := settings.get("sem_temperature_end")) else ""
+    place = {"every": ", in every layer", "input": ", in the first layer"}.get(settings.get("sem_position", ""), "")
+    return f"{shapes}, temperature {settings.get('sem_temperature')}{learned}{annealed}{place}"
 
 
 def score_words(one: tuple[int, Mapping[str, float]] | None) -> str:

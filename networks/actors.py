@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from networks.layers import float32, orthogonal_
 from networks.sem import SEMConfig
-from networks.torso import Activation, mlp_torso
+from networks.torso import Activation, Torso, hidden_layers
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -27,9 +27,10 @@ class DeterministicActor(nn.Module):
         init_scale: float = 0.01,
         activation: Activation = "relu",
         norm: bool = False,
+        torso: Torso = "mlp",
     ) -> None:
         super().__init__()
-        self.torso, width = mlp_torso(obs_dim, hidden, sem, activation=activation, norm=norm)
+        self.torso, width = hidden_layers(torso, obs_dim, hidden, sem, activation=activation, norm=norm)
         self.head = nn.Linear(width, action_dim)
         # Small weights: the first actions are near 0 and the tanh is not saturated.
         nn.init.normal_(self.head.weight, std=init_scale)
@@ -161,12 +162,13 @@ class SquashedGaussianActor(nn.Module):
         log_std_max: float = 0.0,
         activation: Activation = "silu",
         norm: bool = True,
+        torso: Torso = "mlp",
     ) -> None:
         super().__init__()
         if not log_std_min < log_std_max:
             raise ValueError(f"the range of log_std must not be empty, got {log_std_min} to {log_std_max}")
         self.log_std_min, self.log_std_max = log_std_min, log_std_max
-        self.torso, width = mlp_torso(obs_dim, hidden, sem, activation=activation, norm=norm)
+        self.torso, width = hidden_layers(torso, obs_dim, hidden, sem, activation=activation, norm=norm)
         self.head = nn.Linear(width, 2 * action_dim)
         # All zero: the first actions are centred on 0, with the deviation in the middle of its (logarithmic) range.
         nn.init.zeros_(self.head.weight)
@@ -194,11 +196,12 @@ class GaussianActor(nn.Module):
         activation: Activation = "tanh",
         init_std: float = 1.0,
         state_dependent_std: bool = False,
+        torso: Torso = "mlp",
     ) -> None:
         super().__init__()
         if not init_std > 0:
             raise ValueError(f"init_std is {init_std}, must be above 0")
-        self.torso, width = mlp_torso(obs_dim, hidden, sem, activation=activation)
+        self.torso, width = hidden_layers(torso, obs_dim, hidden, sem, activation=activation)
         self.head = nn.Linear(width, action_dim)
         self.std_head = nn.Linear(width, action_dim) if state_dependent_std else None
         self.log_std = nn.Parameter(torch.full((action_dim,), math.log(init_std)))
@@ -227,9 +230,10 @@ class CategoricalActor(nn.Module):
         hidden: Sequence[int],
         sem: SEMConfig | None = None,
         activation: Activation = "tanh",
+        torso: Torso = "mlp",
     ) -> None:
         super().__init__()
-        self.torso, width = mlp_torso(obs_dim, hidden, sem, activation=activation)
+        self.torso, width = hidden_layers(torso, obs_dim, hidden, sem, activation=activation)
         self.head = nn.Linear(width, actions)
         orthogonal_(self.torso, math.sqrt(2))
         orthogonal_(self.head, 0.01)

@@ -26,26 +26,33 @@ from networks.layers import layer_norm, linear
 from networks.sem import SEM, SEMConfig
 
 Kind = Literal["sem", "layernorm", "narrow", "single", "gumbel-st", "vq", "crelu", "l2", "fta"]
+Position = Literal["last", "every", "input"]
 WITH_TEMPERATURE: tuple[Kind, ...] = ("sem", "single", "gumbel-st")
 
 
 @dataclass(frozen=True)
 class Bottleneck(SEMConfig):
-    """Kind and shape of what takes the place of the last hidden layer, or of every one."""
+    """Kind, shape and place of what takes the place of hidden layers."""
 
     kind: Kind = "sem"
-    every_layer: bool = False
-    """in place of every hidden layer; those before the last have as many groups of V as they had units for"""
+    position: Position = "last"
+    """in place of which hidden layer: the last, every one or the first. Where that is not the last, it has as many
+    groups of V as there were units for."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in WITH_TEMPERATURE and (self.temperature != 1.0 or self.learned_temperature):
-            raise ValueError(f"{self.kind} has no temperature, neither another one than 1 nor one to learn")
+        if self.kind not in WITH_TEMPERATURE and self.in_words != "1":
+            raise ValueError(f"{self.kind} has no temperature, neither another one than 1 nor one to learn or anneal")
 
     def __str__(self) -> str:
-        shape = f"L={self.groups} V={self.vertices}"
-        shape = super().__str__() if self.kind in WITH_TEMPERATURE else shape
-        return f"{'' if self.kind == 'sem' else f'{self.kind} '}{shape}{', every layer' if self.every_layer else ''}"
+        kind = "" if self.kind == "sem" else f"{self.kind} "
+        tau = f" tau={self.in_words}" if self.kind in WITH_TEMPERATURE else ""
+        place = {"last": "", "every": ", every layer", "input": ", first layer"}[self.position]
+        return f"{kind}L={self.groups} V={self.vertices}{tau}{place}"
+
+    def replaces(self, index: int, count: int) -> bool:
+        """Return whether it takes the place of a hidden layer, 0 to count - 1."""
+        return {"last": index == count - 1, "every": True, "input": index == 0}[self.position]
 
     def of_width(self, units: int) -> "Bottleneck":
         """Return the same for a layer of so many units: more or fewer groups.
@@ -54,7 +61,7 @@ class Bottleneck(SEMConfig):
             ValueError: they are no whole number of groups.
         """
         if units % self.vertices:
-            raise ValueError(f"every hidden layer must be a multiple of V={self.vertices} units wide, got {units}")
+            raise ValueError(f"a hidden layer must be a multiple of V={self.vertices} units wide, got {units}")
         return replace(self, groups=units // self.vertices)
 
 
@@ -73,7 +80,7 @@ def bottleneck(
     if kind == "sem":
         return SEM(in_features, config, copies), width
     if kind == "single":
-        one = SEMConfig(1, width, config.temperature, config.learned_temperature)
+        one = SEMConfig(1, width, config.temperature, config.learned_temperature, config.end_temperature)
         return SEM(in_features, one, copies), width
     if kind == "gumbel-st":
         return GumbelST(in_features, config, copies), width

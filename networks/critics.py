@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from networks.layers import BatchedLinear, float32, orthogonal_
 from networks.sem import SEMConfig
-from networks.torso import WIDEST, Activation, mlp_torso
+from networks.torso import WIDEST, Activation, Torso, hidden_layers
 
 
 class CategoricalCritics(nn.Module):
@@ -32,13 +32,14 @@ class CategoricalCritics(nn.Module):
         critics: int = 2,
         activation: Activation = "relu",
         norm: bool = False,
+        torso: Torso = "mlp",
     ) -> None:
         super().__init__()
         if not 2 <= atoms <= WIDEST or not v_min < v_max:
             raise ValueError(
                 f"the support needs from 2 to {WIDEST:,} atoms and v_min < v_max, got {atoms}, {v_min}, {v_max}"
             )
-        self.torso, width = mlp_torso(obs_dim + action_dim, hidden, sem, critics, activation, norm)
+        self.torso, width = hidden_layers(torso, obs_dim + action_dim, hidden, sem, critics, activation, norm)
         self.head = BatchedLinear(width, atoms, critics)
         self.register_buffer("support", torch.linspace(v_min, v_max, atoms))
 
@@ -63,9 +64,10 @@ class ScalarCritics(nn.Module):
         critics: int = 2,
         activation: Activation = "relu",
         norm: bool = False,
+        torso: Torso = "mlp",
     ) -> None:
         super().__init__()
-        self.torso, width = mlp_torso(obs_dim + action_dim, hidden, sem, critics, activation, norm)
+        self.torso, width = hidden_layers(torso, obs_dim + action_dim, hidden, sem, critics, activation, norm)
         self.head = BatchedLinear(width, 1, critics)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
@@ -85,9 +87,10 @@ class ValueCritic(nn.Module):
         hidden: Sequence[int],
         sem: SEMConfig | None = None,
         activation: Activation = "tanh",
+        torso: Torso = "mlp",
     ) -> None:
         super().__init__()
-        self.torso, width = mlp_torso(obs_dim, hidden, sem, activation=activation)
+        self.torso, width = hidden_layers(torso, obs_dim, hidden, sem, activation=activation)
         self.head = nn.Linear(width, 1)
         orthogonal_(self.torso, math.sqrt(2))
         orthogonal_(self.head, 1.0)
@@ -111,9 +114,10 @@ class DiscreteCritic(nn.Module):
         sem: SEMConfig | None = None,
         activation: Activation = "relu",
         norm: bool = True,
+        torso: Torso = "mlp",
     ) -> None:
         super().__init__()
-        self.torso, width = mlp_torso(obs_dim, hidden, sem, activation=activation, norm=norm)
+        self.torso, width = hidden_layers(torso, obs_dim, hidden, sem, activation=activation, norm=norm)
         self.head = nn.Linear(width, actions)
         orthogonal_(self, math.sqrt(2))
 

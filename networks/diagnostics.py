@@ -12,23 +12,32 @@ units depend on the batch: measure on a fixed number of samples.
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from itertools import pairwise
 from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
+from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from networks.layers import BatchedLayerNorm, BatchedLinear
-from networks.sem import SEM, SEMConfig, entropy
+from networks.residual import SphereEmbedding, UnitLinear
+from networks.sem import SEM, entropy
 from networks.torso import Pixels
 
-AFFINE = (nn.Linear, nn.Conv2d, BatchedLinear)
-NO_UNITS = (*AFFINE, nn.LayerNorm, BatchedLayerNorm, Pixels)
+AFFINE = (nn.Linear, nn.Conv2d, BatchedLinear, UnitLinear)
+BATCHED = (BatchedLinear, UnitLinear)
+"""those whose weights may be of several copies, [Q, in, out]"""
+NO_UNITS = (*AFFINE, nn.LayerNorm, BatchedLayerNorm, Pixels, SphereEmbedding)
 """layers of a torso after which nothing is active yet"""
+MICRO = 4
+"""micro-batches that the noise of a gradient is estimated from"""
 PROBE = 1_024
-"""samples that a report looks at, at most. Of the CPU time of training at the small presets, reports then take 0.3%
-with FastTD3 and FastSAC, 0.2% with PPO on HalfCheetah, 0.6% on Atari and 0.7% on CartPole, the fastest to train."""
+"""samples that a report looks at, at most. Of the CPU time of training at the small presets, reports then take 0.7%
+with FastTD3 and FastSAC, 0.4% with PPO on HalfCheetah, and 0.9% on Atari and CartPole, the fastest to train. Half of it
+is for gradients."""
 
 
 def wide(x: Tensor) -> Tensor:
@@ -133,7 +142,7 @@ def weight_norms(module: nn.Module) -> Tensor:
     for layer in module.modules():
         if isinstance(layer, AFFINE):
             square = layer.weight.detach().double().square()
-            squares = squares + (square.sum((-2, -1)) if isinstance(layer, BatchedLinear) else square.sum())
+            squares = squares + (square.sum((-2, -1)) if isinstance(layer, BATCHED) else square.sum())
     return squares.sqrt().reshape(-1)
 
 
@@ -301,37 +310,62 @@ def gradient_norm(module: nn.Module) -> Tensor:
 class GradientNoise(NamedTuple):
     """How large a gradient is, and how much it differs between micro-batches."""
 
+    mean: Tensor
+    """[P], the gradient of all micro-batches together"""
     norm: Tensor
-    """Euclidean norm of the mean gradient"""
+    """Euclidean norm of it"""
     variance: Tensor
     """of the gradient of one micro-batch, summed over all parameters (the trace of its covariance)"""
 
 
-def gradient_noise(losses: Iterable[Tensor], parameters: Sequence[Tensor]) -> GradientNoise:
-    """Return norm and variance of the gradients of several losses, one for each micro-batch of equal size.
+def gradient_noise(gradients: Iterable[Tensor]) -> GradientNoise:
+    """Return mean and variance of gradients [P], one of each of several micro-batches of equal size.
 
     The mean of M of them has variance / M. With b samples in each, b * variance / norm^2 is about the batch size above
-    which larger ones stop paying. No `.grad` changes. Each loss needs a graph of its own: a generator keeps only one of
-    them in memory.
+    which larger ones stop paying. A single one has a variance of NaN. A generator keeps only one of them in memory.
     Source: McCandlish et al., "An Empirical Model of Large-Batch Training" (2018), the simple noise scale.
 
     Raises:
-        ValueError: fewer than two losses have no variance.
+        ValueError: there is none.
     """
-    mean: list[Tensor] = []
-    scatter = torch.zeros((), dtype=torch.float64)
+    mean = scatter = torch.zeros((), dtype=torch.float64)
     count = 0
-    for count, loss in enumerate(losses, 1):
-        gradient = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    for count, gradient in enumerate(gradients, 1):
         if count == 1:
-            mean = [g.clone() for g in gradient]
+            mean = gradient
             continue
-        change = torch._foreach_sub(gradient, mean)  # Welford's update
-        scatter = scatter + get_total_norm(change).double().square() * ((count - 1) / count)
-        torch._foreach_add_(mean, change, alpha=1 / count)
-    if count < 2:
-        raise ValueError(f"the variance of gradients needs at least 2 micro-batches, got {count}")
-    return GradientNoise(get_total_norm(mean), scatter / (count - 1))
+        change = gradient - mean  # Welford's update
+        scatter = scatter + torch.linalg.vector_norm(change).double().square() * ((count - 1) / count)
+        mean = mean.add(change, alpha=1 / count)
+    if not count:
+        raise ValueError("there is no gradient to look at")
+    return GradientNoise(mean, torch.linalg.vector_norm(mean), scatter / (count - 1))
+
+
+def micro_batches(batch: TensorDict) -> tuple[TensorDict, ...]:
+    """Return MICRO parts of a batch [B], of equal size; one for each sample where there are fewer."""
+    size = max(len(batch) // MICRO, 1)
+    return batch[: size * MICRO].split(size)
+
+
+def describe_gradient(name: str, noise: GradientNoise, size: int) -> dict[str, Tensor]:
+    """Return what can be said of the gradient of micro-batches of so many samples, by TensorBoard tag: `gradient/*`.
+
+    `{name}_norm` is that of all micro-batches together, `{name}_variance` is of a single sample's gradient,
+    `{name}_noise_scale` their ratio, variance / norm^2: about the batch size above which larger ones stop paying. It
+    cannot get much above the number of samples probed, whose own noise is in the norm.
+    """
+    variance = size * noise.variance
+    return {
+        f"gradient/{name}_norm": noise.norm,
+        f"gradient/{name}_variance": variance,
+        f"gradient/{name}_noise_scale": variance / noise.norm.double().square(),
+    }
+
+
+def undrawn(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context at whose end the random streams of the CPU and of a device are as before."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 # ---- policies --------------------------------------------------------------------------------------------------------
@@ -375,11 +409,17 @@ class Activations(NamedTuple):
     """what the last hidden layer gets: the features before the SEM block, or before the layer that it would replace"""
     after: Tensor
     """what the torso gives"""
+    codes: Tensor | None
+    """what the last SEM block on the way gives"""
 
     def of(self, copy: int) -> Self:
         """Return those of one copy of a batched torso."""
-        hidden, (before, after) = ([x[copy] if x.dim() == 3 else x for x in xs] for xs in (self.hidden, self[1:]))
-        return type(self)(hidden, before, after)
+
+        def own(x: Tensor) -> Tensor:
+            return x[copy] if x.dim() == 3 else x
+
+        codes = None if self.codes is None else own(self.codes)
+        return type(self)([own(x) for x in self.hidden], own(self.before), own(self.after), codes)
 
 
 def activations(torso: nn.Sequential, x: Tensor) -> Activations:
@@ -388,15 +428,19 @@ def activations(torso: nn.Sequential, x: Tensor) -> Activations:
     A hidden layer ends with its activation, or with a block that has one within, such as SEM.
     """
     hidden: list[Tensor] = []
+    codes = None
     passed = [x]  # what goes from hidden layer to hidden layer
-    for layer in torso:
+    for previous, layer in pairwise([None, *torso]):
+        assert layer is not None
         x = layer(x)
-        if isinstance(layer, nn.Flatten):
-            passed[-1] = x
+        if isinstance(layer, nn.Flatten | nn.LayerNorm | BatchedLayerNorm) and not isinstance(previous, AFFINE):
+            passed[-1] = x  # of a residual stream the norm at its end
         elif not isinstance(layer, NO_UNITS):
             hidden.append(units(x))
             passed.append(x)
-    return Activations(hidden, units(passed[-2:][0]), x)
+        if isinstance(layer, SEM):
+            codes = x
+    return Activations(hidden, units(passed[-2:][0]), x, codes)
 
 
 def units(x: Tensor) -> Tensor:
@@ -405,13 +449,10 @@ def units(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def describe_features(name: str, features: Tensor, sem_config: SEMConfig | None = None) -> dict[str, Tensor]:
-    """Return what can be said of features, by TensorBoard tag: `repr/{name}_*`, and `sem/{name}_*` of codes.
-
-    The tags end in the names of the functions above; `entropy` is over its maximum, log V.
-    """
+def describe_features(name: str, features: Tensor) -> dict[str, Tensor]:
+    """Return what can be said of features, by TensorBoard tag: `repr/{name}_*`, named after the functions above."""
     effective, stable = spectral_ranks(features)
-    out = {
+    return {
         f"repr/{name}_effective_rank": effective,
         f"repr/{name}_srank": stable,
         f"repr/{name}_dormant": dormant(features),
@@ -419,11 +460,13 @@ def describe_features(name: str, features: Tensor, sem_config: SEMConfig | None 
         f"repr/{name}_feature_norm": feature_norm(features),
         f"repr/{name}_gini": gini(features),
     }
-    if sem_config is not None:
-        out[f"sem/{name}_entropy"] = entropy(features, sem_config.groups)
-        for measure in (perplexity, usage_perplexity, vertices_in_use, dead_vertices):
-            out[f"sem/{name}_{measure.__name__}"] = measure(features, sem_config.groups)
-    return out
+
+
+@torch.no_grad()
+def describe_codes(name: str, codes: Tensor, groups: int) -> dict[str, Tensor]:
+    """Return what can be said of codes, by TensorBoard tag: `sem/{name}_*`; `entropy` is over its maximum, log V."""
+    measures = (entropy, perplexity, usage_perplexity, vertices_in_use, dead_vertices)
+    return {f"sem/{name}_{measure.__name__}": measure(codes, groups) for measure in measures}
 
 
 @torch.no_grad()
@@ -434,53 +477,60 @@ def describe_torso(
 
     `describe_features` of what it gives under `{name}`, and of what its last layer gets under `{name}_trunk`, where the
     SEM paper measures. `{name}_network_*` are shares of the units of all hidden layers, `{name}_weight_norm` is that of
-    the torso, `sem/{name}_temperature` is tau where it is learned. With the torso of a target network, how far both
-    agree: `repr/{name}_cosine_agreement`, and of codes `sem/{name}_vertex_agreement`.
+    the torso, `sem/{name}_temperature` is tau where it moves. With the torso of a target network, how far both agree:
+    `repr/{name}_cosine_agreement`, and of codes `sem/{name}_vertex_agreement`.
     """
     if not len(torso):
         return {}
-    found, config = activations(torso, x), simplices_of(torso)
-    out = describe_activations(name, found, config) | {f"repr/{name}_weight_norm": weight_norm(torso)}
-    if (tau := learned_temperature(torso)) is not None:
+    found, block = activations(torso, x), last_block(torso)
+    out = describe_activations(name, found, block) | {f"repr/{name}_weight_norm": weight_norm(torso)}
+    if block is not None and isinstance(tau := block.temperature, Tensor):
         out[f"sem/{name}_temperature"] = tau.mean()
     if target is not None:
-        after = target(x)
-        out[f"repr/{name}_cosine_agreement"] = cosine_agreement(found.after, after)
-        if config is not None:
-            out[f"sem/{name}_vertex_agreement"] = vertex_agreement(found.after, after, config.groups)
+        other = activations(target, x)
+        out[f"repr/{name}_cosine_agreement"] = cosine_agreement(found.after, other.after)
+        if block is not None and found.codes is not None and other.codes is not None:
+            agreement = vertex_agreement(found.codes, other.codes, block.config.groups)
+            out[f"sem/{name}_vertex_agreement"] = agreement
     return out
 
 
 @torch.no_grad()
 def describe_copies(names: Sequence[str], torso: nn.Sequential, x: Tensor) -> dict[str, Tensor]:
     """Return `describe_torso` of each copy in a batched torso, under a name each, for the price of one pass."""
-    found, norms, config = activations(torso, x), weight_norms(torso), simplices_of(torso)
-    tau = learned_temperature(torso)
+    found, norms, block = activations(torso, x), weight_norms(torso), last_block(torso)
     out: dict[str, Tensor] = {}
     for copy, name in enumerate(names):
-        out |= describe_activations(name, found.of(copy), config) | {f"repr/{name}_weight_norm": norms[copy]}
-        if tau is not None:
-            out[f"sem/{name}_temperature"] = tau[copy]
+        out |= describe_activations(name, found.of(copy), block) | {f"repr/{name}_weight_norm": norms[copy]}
+        if block is not None and isinstance(tau := block.temperature, Tensor):
+            out[f"sem/{name}_temperature"] = tau.flatten().expand(len(names))[copy]
     return out
 
 
-def simplices_of(torso: nn.Sequential) -> SEMConfig | None:
-    """Return the shape of the codes that a torso gives, None where they are none."""
-    config = getattr(torso[-1], "config", None)
-    return config if isinstance(config, SEMConfig) else None
+@torch.no_grad()
+def draw_simplices(names: Sequence[str], torso: nn.Sequential, x: Tensor) -> dict[str, Tensor]:
+    """Return `simplex_image` of the codes of a batch, by TensorBoard tag: `sem/{name}_simplices`; nothing without any.
+
+    One name is for the torso with all its copies, one below another; several are for one copy each.
+    """
+    block = last_block(torso)
+    codes = None if block is None else activations(torso, x).codes
+    if block is None or codes is None:
+        return {}
+    each = zip(names, [codes] if len(names) == 1 else codes, strict=True)
+    return {f"sem/{name}_simplices": simplex_image(own, block.config.groups) for name, own in each}
 
 
-def learned_temperature(torso: nn.Sequential) -> Tensor | None:
-    """Return tau of the block that a torso ends in, [1] or [Q], None where there is none to learn."""
-    block = torso[-1]
-    return (
-        block.log_temperature.exp().flatten() if isinstance(block, SEM) and block.log_temperature is not None else None
-    )
+def last_block(torso: nn.Sequential) -> SEM | None:
+    """Return the last SEM block of a torso, None where there is none."""
+    return next((layer for layer in reversed(torso) if isinstance(layer, SEM)), None)
 
 
-def describe_activations(name: str, found: Activations, config: SEMConfig | None) -> dict[str, Tensor]:
+def describe_activations(name: str, found: Activations, block: SEM | None) -> dict[str, Tensor]:
     """Return what can be said of activations, by TensorBoard tag: see `describe_torso`."""
-    out = describe_features(f"{name}_trunk", found.before) | describe_features(name, found.after, config)
+    out = describe_features(f"{name}_trunk", found.before) | describe_features(name, found.after)
+    if block is not None and found.codes is not None:
+        out |= describe_codes(name, found.codes, block.config.groups)
     count = sum(layer.shape[-1] for layer in found.hidden)
     for measure in (dormant, dormant_tau):
         share = [measure(layer) * (layer.shape[-1] / count) for layer in found.hidden]

@@ -1,11 +1,14 @@
 """The parameters of a network as one vector, and its optimiser."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from networks.residual import UnitLinear
 
 
 class Flat:
@@ -14,14 +17,14 @@ class Flat:
     An optimiser of the vector, clipping, and averaging of two networks then take one call each, where they would take
     one per layer: networks of 64 to 256 units spend more time in calls than in arithmetic. The parameters keep their
     names and shapes, and loading a module moves the vector. Make it when they are on their device, and do not move
-    them afterwards.
+    them afterwards. The layers `spheres` are among them, and are led back to their spheres after each optimiser step.
     """
 
     vector: nn.Parameter
     """[P] float32, what an optimiser gets; its `grad` is set by `differentiate`"""
 
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self.parameters = list(parameters)
+    def __init__(self, parameters: Iterable[Tensor], spheres: Sequence[UnitLinear] = ()) -> None:
+        self.parameters, self.spheres = list(parameters), spheres
         self.vector = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in self.parameters]))
         pieces = self.vector.detach().split([p.numel() for p in self.parameters])
         for parameter, piece in zip(self.parameters, pieces, strict=True):
@@ -35,6 +38,18 @@ class Flat:
         grads = torch.autograd.grad(outputs, self.parameters, gradients)
         self.vector.grad = torch.cat([grad.reshape(-1) for grad in grads])
         return self.vector.grad
+
+    def gradient(
+        self, outputs: Tensor | Sequence[Tensor], gradients: Sequence[Tensor] | None = None, again: bool = False
+    ) -> Tensor:
+        """Return what `differentiate` would set, [P], and set nothing; 0 where the outputs do not depend on it.
+
+        `again`: the same outputs, or what they are made of, will be differentiated once more.
+        """
+        grads = torch.autograd.grad(
+            outputs, self.parameters, gradients, again, allow_unused=True, materialize_grads=True
+        )
+        return torch.cat([grad.reshape(-1) for grad in grads])
 
     def clip(self, max_norm: float) -> None:
         """Scale the gradient down to the norm `max_norm` if it is longer, as `torch.nn.utils.clip_grad_norm_` does."""
@@ -66,7 +81,7 @@ class AdamW:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        self.vector = flat.vector
+        self.vector, self.spheres = flat.vector, flat.spheres
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         device = self.vector.device
         self.lr = torch.tensor(lr, device=device)
@@ -97,6 +112,24 @@ class AdamW:
             amsgrad=False,
             maximize=False,
         )
+        self.project()
+
+    def project(self) -> None:
+        """Lead weights that live on spheres back to them."""
+        for layer in self.spheres:
+            layer.project_()
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Context whose steps do not count: at its end vector, gradient and state are as before, bit for bit."""
+        moving = [self.vector.detach(), *self.state_dict().values()]
+        kept, gradient = [x.clone() for x in moving], self.vector.grad
+        try:
+            yield
+        finally:
+            for mine, old in zip(moving, kept, strict=True):
+                mine.copy_(old)
+            self.vector.grad = gradient
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the steps so far have left behind."""
@@ -133,11 +166,21 @@ class RAdam(AdamW):
             self.mean.lerp_(self.vector.grad, 1 - beta1)
             self.square.mul_(beta2).addcmul_(self.vector.grad, self.vector.grad, value=1 - beta2)
             self.vector.sub_(self.mean * (self.lr / (1 - beta1**self.steps)))
+            self.project()
             return
         ratio = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
-        self.move(
-            self.lr * math.sqrt(ratio), self.eps / math.sqrt(known)
-        )  # Adam corrects the moment before it adds eps
+        # Adam corrects the second moment before it adds eps.
+        self.move(self.lr * math.sqrt(ratio), self.eps / math.sqrt(known))
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Context whose steps do not count."""
+        steps = self.steps
+        try:
+            with super().rehearsal():
+                yield
+        finally:
+            self.steps = steps
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict` of an optimiser of as many parameters."""

@@ -30,6 +30,8 @@ class SEMConfig:
     """tau: below 1 the codes get closer to one-hot, above 1 closer to uniform. The paper's released code has 1."""
     learned_temperature: bool = False
     """learn tau, from there on"""
+    end_temperature: float = 0.0
+    """tau at the end of training, 0 where it stays: `SEM.anneal` leads there"""
 
     def __post_init__(self) -> None:
         if self.groups < 1 or self.vertices < 2 or not self.temperature > 0:
@@ -37,10 +39,17 @@ class SEMConfig:
                 f"a simplicial embedding needs groups >= 1, vertices >= 2 and temperature > 0; "
                 f"got {self.groups}, {self.vertices}, {self.temperature}"
             )
+        if self.end_temperature < 0 or (self.end_temperature and self.learned_temperature):
+            raise ValueError(f"a temperature that ends at {self.end_temperature} must be above 0, and not learned")
 
     def __str__(self) -> str:
+        return f"L={self.groups} V={self.vertices} tau={self.in_words}"
+
+    @property
+    def in_words(self) -> str:
+        """The temperature."""
         learned = ", learned" if self.learned_temperature else ""
-        return f"L={self.groups} V={self.vertices} tau={self.temperature:g}{learned}"
+        return f"{self.temperature:g}{learned}{f' to {self.end_temperature:g}' if self.end_temperature else ''}"
 
     @property
     def width(self) -> int:
@@ -136,6 +145,9 @@ class SEM(nn.Module):
     Takes the place of the last hidden Linear and ReLU of a network. With `copies`, Q independent blocks: [Q, B, L*V].
     """
 
+    tau: Tensor | None
+    """[] float32, the temperature now, where it is annealed"""
+
     def __init__(self, in_features: int, config: SEMConfig, copies: int | None = None) -> None:
         super().__init__()
         self.config, self.copies = config, copies
@@ -145,6 +157,8 @@ class SEM(nn.Module):
         if config.learned_temperature:  # its logarithm, which keeps it above 0
             shape = (1,) if copies is None else (copies, 1, 1)
             self.log_temperature = nn.Parameter(torch.full(shape, math.log(config.temperature)))
+        # A number on the device, which compiled code reads anew, and in checkpoints: what is resumed or played has it.
+        self.register_buffer("tau", torch.tensor(config.temperature) if config.end_temperature else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features on the product of simplices; each group sums to 1."""
@@ -152,21 +166,29 @@ class SEM(nn.Module):
         if NormedSimplicial.pays(x, self.config.vertices):
             return NormedSimplicial.apply(x, *self.affine(), self.config.groups)
         x = self.norm(x)
-        if self.log_temperature is None:
-            return simplicial(x, self.config.groups, self.config.temperature)
-        return simplicial(x.float() / self.temperature, self.config.groups)
+        tau = self.temperature
+        if isinstance(tau, Tensor):
+            return simplicial(x.float() / tau, self.config.groups)
+        return simplicial(x, self.config.groups, tau)
+
+    def anneal(self, progress: float) -> None:
+        """Set tau for a share of training done, 0 to 1: by equal factors in equal times from start to end."""
+        if self.tau is not None:
+            start, end = self.config.temperature, self.config.end_temperature
+            self.tau.fill_(start ** (1 - progress) * end**progress)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Return the gain and the bias of the norm, both over tau: [L*V] or [Q, 1, L*V]."""
         gain, bias = self.norm.parameters()
-        if self.log_temperature is None and self.config.temperature == 1.0:
-            return gain, bias
-        return gain / self.temperature, bias / self.temperature
+        tau = self.temperature
+        return (gain, bias) if not isinstance(tau, Tensor) and tau == 1.0 else (gain / tau, bias / tau)
 
     @property
     def temperature(self) -> float | Tensor:
-        """Tau, also where it is learned: [1] or [Q, 1, 1]."""
-        return self.config.temperature if self.log_temperature is None else self.log_temperature.exp()
+        """Tau; a tensor where it is learned, [1] or [Q, 1, 1], or annealed, []."""
+        if self.log_temperature is not None:
+            return self.log_temperature.exp()
+        return self.config.temperature if self.tau is None else self.tau
 
     def extra_repr(self) -> str:
         """Sizes, for print(model)."""

@@ -1,16 +1,18 @@
 """The hidden layers that actors and critics share."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from networks.bottlenecks import Bottleneck, bottleneck
-from networks.layers import NORM_EPS, layer_norm, linear
+from networks.layers import NORM_EPS, layer_norm, linear, orthogonal_
+from networks.residual import SimbaBlock, SphereBlock, SphereEmbedding
 from networks.sem import SEMConfig
 
 Activation = Literal["relu", "silu", "tanh", "elu"]
+Torso = Literal["mlp", "simba", "simbav2"]
 WIDEST = 1 << 15
 """Units that a layer may have: beyond that a slip of the finger takes all memory before anybody can say so."""
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "elu": nn.ELU}
@@ -28,26 +30,18 @@ def mlp_torso(
 
     With `sem`, the block takes the place of the last Linear and activation, so that a network with L*V equal to the
     last width has as many features and, but for the LayerNorm, as many parameters as the plain one. Without it nothing
-    of the block exists. A `Bottleneck` in its place is another block, or one for every hidden layer. With `copies`,
-    every layer is Q layers in one. With `norm`, a LayerNorm follows each Linear. Without hidden layers the input comes
-    out as it is.
+    of the block exists. A `Bottleneck` in its place is another block, or sits elsewhere. With `copies`, every layer is
+    Q layers in one. With `norm`, a LayerNorm follows each Linear. Without hidden layers the input comes out as it is.
 
     Raises:
         ValueError: a layer has no units or too many, or there is none that the block could replace, or one that it
             cannot.
     """
-    if max((sem.width if sem is not None else 1), *hidden, 1) > WIDEST:
-        extra = f" and a block of {sem.width}" if sem is not None else ""
-        raise ValueError(f"layers have at most {WIDEST:,} units, got hidden layers of {tuple(hidden)}{extra}")
-    if min(hidden, default=1) < 1 or (sem is not None and not hidden):
-        needed = "a layer that SEM replaces, and " if sem is not None else ""
-        raise ValueError(f"hidden layers need {needed}at least one unit each, got {tuple(hidden)}")
+    check_sizes(hidden, sem)
     layers: list[nn.Module] = []
     width = in_features
-    every = sem if isinstance(sem, Bottleneck) and sem.every_layer else None
-    for index, units in enumerate(hidden, 1):
-        config = sem if index == len(hidden) else every and every.of_width(units)
-        if config is not None:
+    for index, units in enumerate(hidden):
+        if (config := block_at(sem, index, hidden)) is not None:
             block, width = bottleneck(config, width, copies, ACTIVATIONS[activation], norm)
             layers.append(block)
             continue
@@ -57,6 +51,77 @@ def mlp_torso(
         layers.append(ACTIVATIONS[activation]())
         width = units
     return nn.Sequential(*layers), width
+
+
+def residual_torso(
+    kind: Literal["simba", "simbav2"],
+    in_features: int,
+    hidden: Sequence[int],
+    sem: SEMConfig | None = None,
+    copies: int | None = None,
+    activation: Activation = "relu",
+    norm: bool = False,
+) -> tuple[nn.Sequential, int]:
+    """Return a residual block for each hidden layer of `mlp_torso`, and the width of what comes out of them.
+
+    An embedding comes before the first, and wherever the width changes. `sem` takes the place of a block. `activation`
+    and `norm` are for what may stand in its place; blocks have their own.
+
+    Raises:
+        ValueError: as `mlp_torso`.
+    """
+    check_sizes(hidden, sem)
+    layers: list[nn.Module] = []
+    width, stream = in_features, False
+    blocks = sum(block_at(sem, index, hidden) is None for index in range(len(hidden)))
+    for index, units in enumerate(hidden):
+        config = block_at(sem, index, hidden)
+        if stream and (config is not None or units != width):
+            layers += [layer_norm(width, copies)] if kind == "simba" else []
+            stream = False
+        if config is not None:
+            block, width = bottleneck(config, width, copies, ACTIVATIONS[activation], norm)
+            layers.append(block)
+            continue
+        if not stream:
+            if kind == "simba":
+                layers.append(linear(width, units, copies))
+                orthogonal_(layers[-1], 1.0)
+            else:
+                layers.append(SphereEmbedding(width, units, copies, shift=index == 0))
+        layers.append(SimbaBlock(units, copies) if kind == "simba" else SphereBlock(units, blocks, copies))
+        width, stream = units, True
+    if stream and kind == "simba":
+        layers.append(layer_norm(width, copies))
+    return nn.Sequential(*layers), width
+
+
+def hidden_layers(kind: Torso, *sizes: Any, **style: Any) -> tuple[nn.Sequential, int]:
+    """Return `mlp_torso` or `residual_torso` of the rest of the arguments, which are the same."""
+    return mlp_torso(*sizes, **style) if kind == "mlp" else residual_torso(kind, *sizes, **style)
+
+
+def check_sizes(hidden: Sequence[int], sem: SEMConfig | None) -> None:
+    """See to it that layers can be made.
+
+    Raises:
+        ValueError: a layer has no units or too many, or there is none that the block could replace.
+    """
+    if max((sem.width if sem is not None else 1), *hidden, 1) > WIDEST:
+        extra = f" and a block of {sem.width}" if sem is not None else ""
+        raise ValueError(f"layers have at most {WIDEST:,} units, got hidden layers of {tuple(hidden)}{extra}")
+    if min(hidden, default=1) < 1 or (sem is not None and not hidden):
+        needed = "a layer that SEM replaces, and " if sem is not None else ""
+        raise ValueError(f"hidden layers need {needed}at least one unit each, got {tuple(hidden)}")
+
+
+def block_at(sem: SEMConfig | None, index: int, hidden: Sequence[int]) -> SEMConfig | None:
+    """Return what takes the place of a hidden layer, None where that stays as it is."""
+    if not isinstance(sem, Bottleneck):
+        return sem if index == len(hidden) - 1 else None
+    if not sem.replaces(index, len(hidden)):
+        return None
+    return sem if index == len(hidden) - 1 else sem.of_width(hidden[index])
 
 
 class Pixels(nn.Module):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from gymnasium.spaces import Discrete
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 import envs
@@ -192,7 +193,8 @@ OF_NETWORKS = {
         "sem": ("entropy", "perplexity", "usage_perplexity", "vertices_in_use", "dead_vertices"),
     }.items()
     for measure in measures
-} | {"critic/td_error"}
+} | {"critic/td_error", "policy/churn"}
+OF_NETWORKS |= {f"gradient/{name}_{x}" for name in ("actor", "critic") for x in ("norm", "variance", "noise_scale")}
 OF_REPLAY = OF_NETWORKS | {
     *("losses/qf_loss", "losses/actor_loss", "critic/disagreement", "repr/critic_cosine_agreement"),
     "sem/critic_vertex_agreement",
@@ -213,7 +215,7 @@ TAGS = {
     "fastsac": {*OF_REPLAY, *OF_RETURNS, "losses/alpha", "losses/alpha_loss", "losses/entropy"},
     "fastsac-scalar": {*OF_REPLAY, "losses/alpha"},
     "ppo": {*OF_ROLLOUTS, "charts/action_std"},
-    "ppo-discrete": OF_ROLLOUTS,
+    "ppo-discrete": {*OF_ROLLOUTS, "policy/total_variation"},
     "ppo-images": {*OF_ROLLOUTS, "repr/shared_effective_rank"},
     **dict.fromkeys(("pqn", "pqn-images"), OF_VALUES),
 }
@@ -237,6 +239,10 @@ def test_a_run_leaves_what_it_promises(kind: str, tmp_path: Path) -> None:
     for metric, every in (("eval/episodic_return", tiny["eval_every"]), ("charts/SPS", tiny["log_every"])):
         expected = sorted({*range(every, total, every), total})
         assert [int(step) for name, step, _ in rows if name == metric] == expected
+    images = EventAccumulator(str(run_dir), {"images": 0}).Reload()
+    shown = {tag: [event.step for event in images.Images(tag)] for tag in images.Tags()["images"]}
+    drawn = sorted({*range(tiny["eval_every"], total, tiny["eval_every"]), total})
+    assert shown == {f"sem/{name}_simplices": drawn for name in ("actor", "critic")}
     assert [int(path.name.removeprefix("step_")) for path in sorted((run_dir / "checkpoints").iterdir())] == [
         tiny["save_every"],
         total,
@@ -281,7 +287,6 @@ ATARI = {"num_envs": 2, "num_steps": 30, "total_timesteps": 60, "update_epochs":
 TO_MATTER: dict[str, dict[str, Any]] = {
     "sem_actor": {"sem": True, **PRIVILEGED},
     "sem_critic": {"sem": True, **PRIVILEGED},
-    "sem_every_layer": {"sem": True, **PRIVILEGED},
     "sem_learned_temperature": {"sem": True, **PRIVILEGED},
     "share_hidden": {"env_id": "Pixels-v0", **IMAGES},
     "clip_vloss": {"clip_coef": 1e-3, **PRIVILEGED},
@@ -341,8 +346,12 @@ ANY_EDGES: list[dict[str, Any]] = [
     {"amp": "bfloat16"},
     {"sem": True, "sem_temperature": 0.1},
     *({"bottleneck": kind} for kind in ("layernorm", "narrow", "single", "gumbel-st", "vq", "crelu", "l2", "fta")),
-    {"bottleneck": "gumbel-st", "sem_every_layer": True, "sem_learned_temperature": True, "amp": "bfloat16"},
-    {"bottleneck": "vq", "sem_every_layer": True, "amp": "bfloat16"},
+    {"bottleneck": "gumbel-st", "sem_position": "every", "sem_learned_temperature": True, "amp": "bfloat16"},
+    {"bottleneck": "vq", "sem_position": "every", "amp": "bfloat16"},
+    {"sem": True, "sem_position": "input", "sem_temperature_end": 0.1, "amp": "bfloat16"},
+    {"torso": "simba", "sem": True, "amp": "bfloat16"},
+    {"torso": "simbav2", "actor_hidden": (16, 16, 8)},
+    {"torso": "simbav2", "bottleneck": "vq", "amp": "bfloat16"},
 ]
 REPLAY_EDGES = [
     *ANY_EDGES,
@@ -418,7 +427,10 @@ ANY_BAD = [
     *((["--sem", "--bottleneck", kind], "--sem stands for --bottleneck sem") for kind in ("relu", "vq")),
     (["--no-sem", "--bottleneck", "sem"], "--sem stands for --bottleneck sem"),
     (["--bottleneck", "vq", "--sem-temperature", "2"], "vq has no temperature"),
-    (["--sem", "--sem-every-layer", "--actor-hidden", "12", "16"], "a multiple of V=8 units wide, got 12"),
+    (["--sem", "--sem-position", "every", "--actor-hidden", "12", "16"], "a multiple of V=8 units wide, got 12"),
+    (["--sem", "--sem-position", "middle"], "expected one of last, every, input"),
+    (["--sem-temperature-end", "-1"], "--sem-temperature-end -1.0: must be 0 or above"),
+    (["--sem", "--sem-temperature-end", "2", "--sem-learned-temperature"], "must be above 0, and not learned"),
     (["--resume", "nowhere"], "nowhere"),
     (["--critic-hidden", "999999999"], "at most 32,768 units, got hidden layers of (999999999,)"),
     (["--sem", "--sem-critic-groups", "999999999"], "and a block of 3999999996"),
@@ -640,6 +652,25 @@ def test_checkpoint_of_another_architecture_is_named(kind: str, changes: dict) -
             here.load_state_dict(there.state_dict())
 
 
+@every_agent
+def test_tau_goes_from_start_to_end_in_all_networks(kind: str) -> None:
+    """The target's too; learning rates do not depend on it."""
+    agent = build(kind, **ANNEALED)[0]
+    for progress, tau in ((0.0, 2.0), (0.5, math.sqrt(0.2)), (1.0, 0.1)):
+        agent.anneal(progress)
+        found = [x.item() for name, x in agent.modules.state_dict().items() if name.endswith("tau")]
+        assert found == pytest.approx([tau] * (3 if kind in LEARNERS else 2))
+
+
+@every_agent
+def test_sem_has_its_place(kind: str, tmp_path: Path) -> None:
+    """As many features either way, and other networks."""
+    places = ("last", "input", "every")
+    states = [final_state(run_main(kind, tmp_path / place, sem=True, sem_position=place)) for place in places]
+    shapes = [{n: x.shape for n, x in state["agent"]["modules"].items() if "norm" not in n} for state in states]
+    assert shapes[0] != shapes[1] != shapes[2] != shapes[0]
+
+
 # ---- going on --------------------------------------------------------------------------------------------------------
 
 
@@ -656,6 +687,8 @@ def failing_at(limit: float) -> Callable[[Run, int], None]:
 
 
 DRAWING = {"bottleneck": "gumbel-st", "sem_learned_temperature": True}
+SPHERES = {"torso": "simbav2", "sem": True}
+ANNEALED = {"sem": True, "sem_temperature": 2.0, "sem_temperature_end": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -664,8 +697,10 @@ DRAWING = {"bottleneck": "gumbel-st", "sem_learned_temperature": True}
         *((kind, {"sem": True}) for kind in KINDS),
         *((kind, DRAWING) for kind in AGENTS),
         *((kind, {"bottleneck": "vq"}) for kind in AGENTS),
+        *((kind, ANNEALED) for kind in AGENTS),
+        *((kind, SPHERES) for kind in AGENTS),
     ],
-    ids=[*KINDS, *(f"{kind}-gumbel" for kind in AGENTS), *(f"{kind}-vq" for kind in AGENTS)],
+    ids=[*KINDS, *(f"{kind}-{what}" for what in ("gumbel", "vq", "annealed", "spheres") for kind in AGENTS)],
 )
 def test_failed_and_resumed_equals_uninterrupted(
     kind: str, changes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

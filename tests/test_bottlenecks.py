@@ -20,7 +20,7 @@ from networks.bottlenecks import FTA, VQ, WITH_TEMPERATURE, Bottleneck, CReLU, G
 from networks.critics import CategoricalCritics
 from networks.diagnostics import describe_copies, describe_torso
 from networks.layers import BatchedLinear, layer_norm, linear, orthogonal_
-from networks.sem import SEM, SEMConfig, simplicial
+from networks.sem import SEM, NormedSimplicial, SEMConfig, entropy, simplicial
 from networks.torso import mlp_torso
 
 Q = 3
@@ -377,7 +377,7 @@ def test_a_learned_temperature_is_reported(copies: int | None) -> None:
 @every_kind
 def test_in_place_of_every_hidden_layer(kind: Kind, copies: int | None) -> None:
     torch.manual_seed(0)
-    torso, width = mlp_torso(5, (6, 9, 12), config(kind, every_layer=True), copies)
+    torso, width = mlp_torso(5, (6, 9, 12), config(kind, position="every"), copies)
     wider = 2 if kind == "crelu" else 1
     assert len(torso) == 3 and width == wider * 12
     x = inputs(7, 5)
@@ -390,13 +390,91 @@ def test_in_place_of_every_hidden_layer(kind: Kind, copies: int | None) -> None:
     assert len(last) == 5 and [type(m) for m in last[:2]] == [nn.Linear if copies is None else BatchedLinear, nn.ReLU]
 
 
+@pytest.mark.parametrize("copies", [None, Q])
+@every_kind
+def test_in_place_of_the_first_hidden_layer(kind: Kind, copies: int | None) -> None:
+    torch.manual_seed(0)
+    block, _ = bottleneck(config(kind).of_width(6), 5, copies)
+    torso, width = mlp_torso(5, (6, 9, 12), config(kind, position="input"), copies)
+    assert [type(m) for m in torso[1:]] == 2 * [nn.Linear if copies is None else BatchedLinear, nn.ReLU]
+    assert type(torso[0]) is type(block) and width == 12
+    assert {n: p.shape for n, p in torso[0].named_parameters()} == {n: p.shape for n, p in block.named_parameters()}
+    only, width = mlp_torso(5, (99,), config(kind, position="input"), copies)  # the first is the last
+    assert len(only) == 1 and width == mlp_torso(5, (99,), config(kind), copies)[1]
+
+
+def test_codes_are_described_wherever_they_are() -> None:
+    x = inputs(40, 5)
+    for position, where in (("last", -1), ("every", -1), ("input", 0)):
+        torso, _ = mlp_torso(5, (6, 9, 12), config("sem", position=position))
+        codes = torso[:1](x) if where == 0 else torso(x)
+        said = describe_torso("actor", torso, x, torso)
+        assert said["sem/actor_entropy"].item() == pytest.approx(entropy(codes, codes.shape[-1] // 3).item())
+        assert said["sem/actor_vertex_agreement"].item() == 1
+        torso, _ = mlp_torso(5, (6, 9, 12), config("sem", position=position), 2)
+        codes = torso[:1](x) if where == 0 else torso(x)
+        pair = describe_copies("ab", torso, x)
+        for copy, name in enumerate("ab"):
+            expected = entropy(codes[copy], codes.shape[-1] // 3).item()
+            assert pair[f"sem/{name}_entropy"].item() == pytest.approx(expected)
+
+
 def test_layers_that_are_no_whole_number_of_groups_are_refused() -> None:
-    with pytest.raises(ValueError, match="a multiple of V=3 units wide, got 7"):
-        mlp_torso(5, (7, 12), config("sem", every_layer=True))
+    for position in ("every", "input"):
+        with pytest.raises(ValueError, match="a multiple of V=3 units wide, got 7"):
+            mlp_torso(5, (7, 12), config("sem", position=position))
+
+
+# ---- a temperature that moves ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copies", [None, Q])
+@pytest.mark.parametrize("kind", WITH_TEMPERATURE)
+def test_an_annealed_temperature_is_at_each_time_a_fixed_one(kind: Kind, copies: int | None) -> None:
+    """From 4 to 1/4 by equal factors; in both ways to compute it, and in gradients."""
+    torch.manual_seed(0)
+    moving, _ = bottleneck(config(kind, temperature=4.0, end_temperature=0.25), 5, copies)
+    assert isinstance(moving, SEM) and [n for n, _ in moving.named_buffers()] == ["tau"]
+    x, weight = inputs(6, 5), inputs(6, 12, seed=2)
+    for progress, tau in ((0.0, 4.0), (0.25, 2.0), (0.5, 1.0), (1.0, 0.25)):
+        moving.anneal(progress)
+        fixed, _ = bottleneck(config(kind, temperature=tau), 5, copies)
+        fixed.load_state_dict({n: p for n, p in moving.state_dict().items() if n != "tau"})
+        assert isinstance(moving.temperature, Tensor) and moving.temperature.item() == pytest.approx(tau, rel=1e-6)
+        slopes = []
+        for block in (moving, fixed):
+            torch.manual_seed(1)
+            out = block(x)
+            slopes.append([out, *torch.autograd.grad((out * weight).sum(), list(block.parameters()))])
+        for mine, theirs in zip(*slopes, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    large = inputs(9_000, 5)
+    wide = SEMConfig(2, 32, 2.0, end_temperature=0.5)
+    block = SEM(5, wide, copies)
+    block.anneal(0.5)
+    assert NormedSimplicial.pays(block.linear(large), 32)
+    torch.testing.assert_close(block(large)[..., :7, :], block(large[:7]), rtol=1e-4, atol=1e-6)
+
+
+def test_an_annealed_temperature_is_reported_and_saved() -> None:
+    torso, _ = mlp_torso(5, (8, 12), config("sem", end_temperature=0.25), 2)
+    torso[-1].anneal(0.5)
+    assert describe_torso("actor", torso, inputs(7, 5))["sem/actor_temperature"].item() == pytest.approx(0.5)
+    said = describe_copies("ab", torso, inputs(7, 5))
+    assert said["sem/a_temperature"].item() == said["sem/b_temperature"].item() == pytest.approx(0.5)
+    other, _ = mlp_torso(5, (8, 12), config("sem", end_temperature=0.25), 2)
+    other.load_state_dict(torso.state_dict())
+    assert torch.equal(other(inputs(7, 5)), torso(inputs(7, 5)))
+
+
+@pytest.mark.parametrize("changes", [{"end_temperature": -1.0}, {"end_temperature": 2.0, "learned_temperature": True}])
+def test_a_temperature_that_cannot_end_there_is_refused(changes: dict) -> None:
+    with pytest.raises(ValueError, match="must be above 0, and not learned"):
+        config("sem", **changes)
 
 
 @pytest.mark.parametrize("kind", set(KINDS) - set(WITH_TEMPERATURE))
-@pytest.mark.parametrize("changes", [{"temperature": 0.5}, {"learned_temperature": True}])
+@pytest.mark.parametrize("changes", [{"temperature": 0.5}, {"learned_temperature": True}, {"end_temperature": 0.5}])
 def test_a_temperature_of_what_has_none_is_refused(kind: Kind, changes: dict) -> None:
     with pytest.raises(ValueError, match=f"{kind} has no temperature"):
         config(kind, **changes)
@@ -404,8 +482,9 @@ def test_a_temperature_of_what_has_none_is_refused(kind: Kind, changes: dict) ->
 
 def test_names() -> None:
     assert str(Bottleneck(2, 64)) == str(SEMConfig(2, 64)) == "L=2 V=64 tau=1"
-    assert str(Bottleneck(2, 64, kind="vq", every_layer=True)) == "vq L=2 V=64, every layer"
-    assert str(Bottleneck(2, 64, 0.5, True, "gumbel-st")) == "gumbel-st L=2 V=64 tau=0.5, learned"
+    assert str(Bottleneck(2, 64, kind="vq", position="every")) == "vq L=2 V=64, every layer"
+    assert str(Bottleneck(2, 64, 0.5, True, kind="gumbel-st")) == "gumbel-st L=2 V=64 tau=0.5, learned"
+    assert str(Bottleneck(2, 64, 2.0, False, 0.5, position="input")) == "L=2 V=64 tau=2 to 0.5, first layer"
 
 
 # ---- in agents -------------------------------------------------------------------------------------------------------

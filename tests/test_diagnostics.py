@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.utils.tensorboard.summary import image
 
 from agents.metrics import to_floats
 from networks import diagnostics as d
 from networks.critics import project
+from networks.flat import Flat
 from networks.sem import SEM, SEMConfig, entropy, simplicial
 from networks.torso import mlp_torso, nature_cnn
 
@@ -494,41 +496,66 @@ def test_gradient_norm_is_that_of_all_parameters_together() -> None:
 
 
 def test_gradient_noise_of_known_gradients() -> None:
-    a, b, unused = (torch.zeros(n, dtype=torch.float64, requires_grad=True) for n in (3, 2, 4))
-    slopes = randn(6, 5).numpy() + 2
-    losses = [a @ torch.tensor(row[:3]) + b @ torch.tensor(row[3:]) for row in slopes]
-    found = d.gradient_noise(losses, [a, b, unused])
-    assert found.norm.item() == pytest.approx(np.linalg.norm(slopes.mean(0)))
-    assert found.variance.item() == pytest.approx(np.trace(np.cov(slopes, rowvar=False)))
-    assert a.grad is b.grad is unused.grad is None
-    alike = d.gradient_noise((scale * a.sum() for scale in (1, 3)), [a])  # a gradient that is one number, expanded
-    assert tuple(map(float, alike)) == pytest.approx((math.sqrt(3 * 2**2), 3 * 2))
+    slopes = randn(6, 5) + 2
+    found = d.gradient_noise(iter(slopes))
+    mean, scatter = slopes.numpy().mean(0), np.cov(slopes.numpy(), rowvar=False)
+    np.testing.assert_allclose(found.mean.numpy(), mean)
+    assert found.norm.item() == pytest.approx(np.linalg.norm(mean))
+    assert found.variance.item() == pytest.approx(np.trace(scatter))
 
 
 def test_gradient_noise_of_a_network_is_that_of_its_micro_batches() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
-    x = torch.randn(32, 4)
+    x, flat = torch.randn(32, 4), Flat(net.parameters())
 
     def losses(count: int) -> list[Tensor]:
         return [net(part).square().mean() for part in x.chunk(count)]
 
-    parameters = list(net.parameters())
-    found = d.gradient_noise(iter(losses(8)), parameters)
-    rows = [torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]) for loss in losses(8)]
-    torch.testing.assert_close(found.variance.float(), torch.stack(rows).var(0).sum())
+    found = d.gradient_noise(flat.gradient(loss) for loss in losses(8))
     losses(1)[0].backward()
     torch.testing.assert_close(found.norm, d.gradient_norm(net))  # the mean over parts is that over the whole
-    assert d.gradient_noise([net(x).mean() for _ in range(3)], parameters).variance.item() == pytest.approx(
-        0, abs=1e-12
+    alike = d.gradient_noise([flat.gradient(net(x).mean()) for _ in range(3)])
+    assert alike.variance.item() == pytest.approx(0, abs=1e-12)
+
+
+def test_the_variance_of_one_gradient_is_unknown() -> None:
+    alone = d.gradient_noise([torch.ones(2)])
+    assert alone.mean.tolist() == [1, 1] and alone.variance.isnan()
+    with pytest.raises(ValueError, match="no gradient"):
+        d.gradient_noise([])
+
+
+def test_a_gradient_is_described_per_sample() -> None:
+    """Norm 3, and variance 8 of what 5 samples give, so 40 of what one gives."""
+    noise = d.GradientNoise(torch.tensor([0.0, 3.0]), torch.tensor(3.0), torch.tensor(8.0).double())
+    said = to_floats(d.describe_gradient("actor", noise, 5))
+    assert said == pytest.approx(
+        {"gradient/actor_norm": 3, "gradient/actor_variance": 40, "gradient/actor_noise_scale": 40 / 9}
     )
 
 
-def test_gradient_noise_needs_two_micro_batches() -> None:
-    weight = torch.ones(2, requires_grad=True)
-    for losses in ([], [weight.sum()]):
-        with pytest.raises(ValueError, match="at least 2"):
-            d.gradient_noise(losses, [weight])
+def test_the_variance_of_a_sample_does_not_depend_on_the_parts() -> None:
+    slopes = randn(4_000, 7).float()
+    for size in (10, 100):
+        noise = d.gradient_noise(part.mean(0) for part in slopes.split(size))
+        assert d.describe_gradient("a", noise, size)["gradient/a_variance"].item() == pytest.approx(7, rel=0.1)
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(32, [8] * 4), (30, [7] * 4), (4, [1] * 4), (3, [1] * 3), (1, [1])])
+def test_micro_batches_are_of_equal_size(rows: int, sizes: list[int]) -> None:
+    parts = d.micro_batches(TensorDict({"x": torch.arange(rows)}, [rows]))
+    assert [len(part) for part in parts] == sizes
+    assert torch.cat([part["x"] for part in parts]).tolist() == list(range(sum(sizes)))
+
+
+def test_what_is_drawn_in_between_is_not_drawn() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    with d.undrawn(torch.device("cpu")):
+        assert torch.equal(torch.rand(2), expected)
+    assert torch.equal(torch.rand(2), expected)
 
 
 # ---- policies --------------------------------------------------------------------------------------------------------
@@ -619,7 +646,7 @@ def test_a_description_holds_every_measure_under_its_name(shape: tuple[int, ...]
     features = codes(*shape)
     plain = d.describe_features("actor", features)
     assert set(plain) == {f"repr/actor_{name}" for name in REPR}
-    said = d.describe_features("actor", features, SEMConfig(4, 3))
+    said = plain | d.describe_codes("actor", features, 4)
     assert set(said) == set(plain) | {f"sem/actor_{name}" for name in {*SIMPLEX, "entropy"}}
     assert torch.equal(said["sem/actor_entropy"], entropy(features, 4))
     for name in REPR:
@@ -642,7 +669,9 @@ def test_a_network_is_described_before_and_after_its_block(copies: int | None, s
             torso[2].bias += 99
     found = d.activations(torso, x)
     said = d.describe_torso("critic", torso, x)
-    expected = d.describe_features("critic_trunk", found.before) | d.describe_features("critic", found.after, sem)
+    expected = d.describe_features("critic_trunk", found.before) | d.describe_features("critic", found.after)
+    assert (found.codes is found.after) == (sem is not None)
+    expected |= d.describe_codes("critic", found.after, sem.groups) if sem is not None else {}
     network = {f"repr/critic_{name}" for name in ("network_dormant", "network_dormant_tau", "weight_norm")}
     assert set(said) == set(expected) | network
     for tag, value in expected.items():
@@ -679,6 +708,21 @@ def test_copies_are_described_one_by_one(sem: SEMConfig | None, hidden: tuple[in
             torch.testing.assert_close(said[tag], value, rtol=1e-4, atol=1e-6, msg=tag)
     assert len({said[f"repr/{name}_feature_norm"].item() for name in "abc"}) == Q
     assert all(value.numel() == 1 and not value.requires_grad for value in said.values())
+
+
+def test_simplices_are_drawn_where_there_are_some() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 6)
+    alone, several, plain = (
+        mlp_torso(6, (12, 10), s, c)[0] for s, c in ((SEMConfig(2, 5), None), (SEMConfig(2, 5), Q), (None, None))
+    )
+    image = d.draw_simplices(["actor"], alone, x)["sem/actor_simplices"]
+    assert torch.equal(image, d.simplex_image(alone(x), 2)) and image.shape == (1, 16, 40)
+    stacked = d.draw_simplices(["critic"], several, x)["sem/critic_simplices"]
+    each = d.draw_simplices("abc", several, x)
+    assert list(each) == [f"sem/{name}_simplices" for name in "abc"]
+    assert torch.equal(torch.cat([*each.values()], 1), stacked) and stacked.shape == (1, Q * 16, 40)
+    assert d.draw_simplices(["a"], plain, x) == d.draw_simplices(["a"], nn.Sequential(), x) == {}
 
 
 @pytest.mark.parametrize("sem", [None, SEMConfig(2, 5)])
@@ -744,11 +788,6 @@ def test_copies_are_the_mean_of_each() -> None:
 # ---- all of them -----------------------------------------------------------------------------------------------------
 
 
-def noise(x: Tensor) -> Tensor:
-    weight = torch.zeros(12, dtype=x.dtype, device=x.device, requires_grad=True)
-    return torch.stack([v.float() for v in d.gradient_noise(((row * weight).sum() for row in x), [weight])]).sum()
-
-
 def total(said: dict[str, Tensor]) -> Tensor:
     return torch.stack([value.double() for value in said.values()]).sum()
 
@@ -792,17 +831,25 @@ CASES: dict[str, Callable[..., Tensor]] = {
 }
 WHOLE: dict[str, Callable[..., Tensor]] = {  # not a mean over copies
     "suggested_range": lambda x, y: torch.stack(d.suggested_range(x, y if y.dim() == 2 else y[0])).sum(),
-    "gradient_noise": lambda x, y: noise(x),
+    "gradient_noise": lambda x, y: torch.stack([v.double() for v in d.gradient_noise(x.unbind())[1:]]).sum(),
+    "describe_gradient": lambda x, y: total(d.describe_gradient("a", d.gradient_noise(x.unbind()), 3)),
     "gradient_norm": lambda x, y: d.gradient_norm(torso_on(x.device.type)),
     "weight_norm": lambda x, y: d.weight_norm(torso_on(x.device.type)),
     "weight_norms": lambda x, y: d.weight_norms(torso_on(x.device.type)),
-    "describe_features": lambda x, y: torch.stack(list(d.describe_features("a", x, SEMConfig(4, 3)).values())).sum(),
+    "describe_features": lambda x, y: total(d.describe_features("a", x)),
+    "describe_codes": lambda x, y: total(d.describe_codes("a", x, 4)),
     "describe_torso": lambda x, y: total(
         d.describe_torso("a", *(torso_on(x.device.type), x if x.dim() == 2 else x[0], torso_on(x.device.type)))
     ),
     "describe_copies": lambda x, y: total(
         d.describe_copies("abc", torso_on(x.device.type, Q), x if x.dim() == 2 else x[0])
     ),
+    "draw_simplices": lambda x, y: torch.stack(
+        [
+            *(v.sum() for v in d.draw_simplices(["a"], torso_on(x.device.type), x).values()),
+            *(v.sum() for v in d.draw_simplices("abc", torso_on(x.device.type, Q), x).values()),
+        ]
+    ).sum(),
     "describe_returns": lambda x, y: total(
         d.describe_returns(torch.stack([x, y]), x[None], y, grid(x))
         if x.dim() == 2
@@ -810,8 +857,8 @@ WHOLE: dict[str, Callable[..., Tensor]] = {  # not a mean over copies
     ),
 }
 HELPERS = {
-    *("wide", "simplices", "units", "singular_values", "activations", "simplices_of", "learned_temperature"),
-    "describe_activations",
+    *("wide", "simplices", "units", "singular_values", "activations", "last_block"),
+    *("describe_activations", "micro_batches", "undrawn"),
 }
 
 

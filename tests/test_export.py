@@ -316,10 +316,13 @@ def test_onnxruntime_alone_acts_as_the_agent(
 @pytest.mark.parametrize(
     ("kind", "words", "sem"),
     [
+        ("fastsac", "--torso simba --actor-hidden 16 16", None),
+        ("ppo-discrete", "--torso simbav2 --actor-hidden 16 16 --critic-hidden 16 16", None),
         *(("fasttd3", f"--bottleneck {name}", None) for name in ("gumbel-st", "vq", "crelu", "l2", "fta")),
         ("ppo-discrete", "--bottleneck vq", None),  # the first of two copies
         ("ppo-discrete", "--bottleneck gumbel-st", None),
-        ("ppo-discrete", "--sem --sem-learned-temperature --sem-temperature 0.5 --sem-every-layer", 0.5),
+        ("ppo-discrete", "--sem --sem-learned-temperature --sem-temperature 0.5 --sem-position every", 0.5),
+        ("ppo-discrete", "--sem --sem-temperature 0.25 --sem-temperature-end 0.4", 0.375),
     ],
 )
 def test_bottlenecks_are_exported(

@@ -257,6 +257,43 @@ def test_a_report_probes_a_thousand_transitions_and_draws_nothing() -> None:
     assert report["sem/critic_vertex_agreement"].item() == 1
 
 
+def gradients(loss: torch.Tensor, parameters: list) -> np.ndarray:
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).double().numpy()
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1e-3])
+def test_a_report_says_how_large_and_noisy_gradients_are_and_what_a_step_changes(max_grad_norm: float) -> None:
+    """Four parts of 16 samples, and a step of the actor that another agent really takes."""
+    args = tiny(sem=True, max_grad_norm=max_grad_norm)
+    agent, other = make_agent(args), make_agent(args, seed=1)
+    agent.update(make_batch(agent, seed=1))
+    agent.update(make_batch(agent, seed=2))
+    other.load_state_dict(agent.state_dict())
+    batch = make_batch(agent, 66)  # two too many for four equal parts
+    torch.manual_seed(5)
+    report = agent.report(batch)
+    torch.manual_seed(5)
+    parts = other.prepare(batch)[:64].split(16)
+    rows = {
+        "critic": [gradients(other.critic_loss(part), other.critic_flat.parameters) for part in parts],
+        "actor": [gradients(other.actor_loss(part), other.actor_flat.parameters) for part in parts],
+    }
+    for name, found in rows.items():
+        mean, variance = np.mean(found, 0), 16 * np.trace(np.atleast_2d(np.cov(found, rowvar=False)))
+        assert report[f"gradient/{name}_norm"].item() == pytest.approx(np.linalg.norm(mean), rel=1e-4)
+        assert report[f"gradient/{name}_variance"].item() == pytest.approx(variance, rel=1e-3)
+        scale = variance / np.linalg.norm(mean) ** 2
+        assert report[f"gradient/{name}_noise_scale"].item() == pytest.approx(scale, rel=1e-3)
+    before = other.act(batch["obs"])
+    other.actor_flat.vector.grad = torch.tensor(np.mean(rows["actor"], 0)).float()
+    if max_grad_norm:
+        other.actor_flat.clip(max_grad_norm)
+    other.actor_optimizer.step()
+    changed = (other.act(batch["obs"]) - before).abs().mean()
+    assert 0 < changed.item() == pytest.approx(report["policy/churn"].item(), rel=1e-3)
+    assert not torch.equal(agent.actor_flat.vector, other.actor_flat.vector)
+
+
 def test_cosine_schedule() -> None:
     agent = make_agent(tiny(critic_lr=1e-3, critic_lr_end=1e-4, actor_lr=2e-3, actor_lr_end=4e-3))
     for progress, share in ((0.0, 1.0), (0.25, 0.5 + 0.125**0.5), (0.5, 0.5), (1.0, 0.0)):  # cos(pi / 4) is 0.5^0.5
@@ -310,6 +347,14 @@ def test_learns_the_point_mass(sem: bool, tmp_path: Path) -> None:
     """Random forces earn 20 in the 100 steps of an episode, a wrong sign less than 10, a sensible policy 85."""
     changes = {**LEARNING, "env_id": "PointMass-v0", "total_timesteps": 12_000, "v_max": 60.0, "atoms": 61, "sem": sem}
     _, score = train(tmp_path, **changes, eval_every=12_000, gamma=0.97)
+    assert score["episodic_return"] > 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("torso", ["simba", "simbav2"])
+def test_learns_the_point_mass_with_residual_blocks(torso: str, tmp_path: Path) -> None:
+    changes = {**LEARNING, "env_id": "PointMass-v0", "total_timesteps": 12_000, "v_max": 60.0, "atoms": 61}
+    _, score = train(tmp_path, **changes, torso=torso, weight_decay=0.0, eval_every=12_000, gamma=0.97)
     assert score["episodic_return"] > 60
 
 

@@ -64,6 +64,19 @@ def test_gradients_by_outputs_are_carried_on() -> None:
     torch.testing.assert_close(flat.vector.grad, whole)
 
 
+def test_a_gradient_that_is_only_looked_at() -> None:
+    net = network()
+    flat = Flat(net.parameters())
+    x = torch.randn(7, 5)
+    hidden = net[0](x)
+    of_torso = flat.gradient([hidden], [2 * hidden.detach()], again=True)
+    whole = flat.gradient(net[1](hidden).square().sum())
+    assert flat.vector.grad is None
+    assert torch.equal(whole, flat.differentiate(net(x).square().sum()))
+    torch.testing.assert_close(of_torso[:-15], flat.gradient(net[0](x).square().sum())[:-15])
+    assert torch.equal(of_torso[-27:], torch.zeros(27))  # the 8 x 3 + 3 of the head, of which nothing is in there
+
+
 def test_lerp_moves_a_share_of_the_way() -> None:
     net = network()
     target = deepcopy(net)
@@ -139,3 +152,20 @@ def test_radam_is_that_of_torch(betas: tuple[float, float]) -> None:
             mine = RAdam(two, 1.0, betas, 1e-3)
             mine.load_state_dict(saved)
     assert mine.count == mine.steps == 40 and (two.vector - start).abs().mean() > 1e-3
+
+
+def test_a_rehearsal_leaves_everything_as_it_was() -> None:
+    flat = Flat(network().parameters())
+    optimizer = AdamW(flat, 0.01, weight_decay=0.1)
+    flat.vector.grad = torch.ones_like(flat.vector)
+    optimizer.step()
+    before = [x.clone() for x in (flat.vector.detach(), flat.vector.grad, *optimizer.state_dict().values())]
+    with pytest.raises(ZeroDivisionError), optimizer.rehearsal():
+        flat.vector.grad = torch.randn_like(flat.vector)
+        optimizer.lr.fill_(1.0)
+        optimizer.step()
+        assert not any(map(torch.equal, before, (flat.vector, flat.vector.grad, *optimizer.state_dict().values())))
+        raise ZeroDivisionError
+    after = flat.vector, flat.vector.grad, *optimizer.state_dict().values()
+    assert all(map(torch.equal, before, after))
+    assert torch.equal(flat.parameters[0].flatten(), flat.vector[: flat.parameters[0].numel()])  # still views

@@ -495,6 +495,56 @@ def test_draws_are_not_clipped_and_their_probability_is_that_of_the_draw() -> No
     assert torch.equal(agent.act(obs), policy.mean)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_report_says_how_large_and_noisy_gradients_are_and_what_a_step_changes(task: str) -> None:
+    """Four parts of the rows of a rollout in the order of a draw that is taken back, and a step that another takes."""
+    args = tiny(env_id=task, sem=True, norm_adv=False, clip_vloss=False, ent_coef=0.1, max_grad_norm=0.05)
+    (agent, env), (other, _) = (make_agent(args, seed) for seed in (0, 1))
+    agent.update(make_rollout(agent, env, seed=1))
+    other.load_state_dict(agent.state_dict())
+    rollout = make_rollout(agent, env)
+    rollout["valid"].fill_(1.0)
+    torch.manual_seed(5)
+    report = agent.report(rollout)
+    after = torch.rand(())
+    torch.manual_seed(5)
+    assert torch.rand(()) == after  # nothing was drawn
+    torch.manual_seed(5)
+    probe = rollout[::4].flatten()
+    order = torch.randperm(len(probe))
+    rows: dict[str, list[Tensor]] = {"actor": [], "critic": []}
+    for part in probe[order].split(len(probe) // 4):
+        policy, value = other(part["obs"], part.get("critic_obs", part["obs"]))
+        ratio = (policy.log_prob(part["action"]) - part["log_prob"]).exp()
+        clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+        gain = torch.minimum(part["advantage"] * ratio, part["advantage"] * clipped)
+        for name, loss in (
+            ("actor", -(gain + args.ent_coef * policy.entropy()).mean()),
+            ("critic", 0.5 * args.vf_coef * (value - part["target"]).square().mean()),
+        ):
+            found = torch.autograd.grad(loss, other.flat.parameters, retain_graph=True, materialize_grads=True)
+            rows[name].append(torch.cat([g.flatten() for g in found]))
+    for name, gradients in rows.items():
+        stack = torch.stack(gradients).double()
+        norm, variance = stack.mean(0).norm().item(), len(probe) / 4 * stack.var(0).sum().item()
+        assert report[f"gradient/{name}_norm"].item() == pytest.approx(norm, rel=1e-4)
+        assert report[f"gradient/{name}_variance"].item() == pytest.approx(variance, rel=1e-3)
+        assert report[f"gradient/{name}_noise_scale"].item() == pytest.approx(variance / norm**2, rel=1e-3)
+    views = probe["obs"], probe.get("critic_obs", probe["obs"])
+    before, _ = other(*views)
+    other.flat.vector.grad = sum(torch.stack(gradients).mean(0) for gradients in rows.values())
+    other.flat.clip(args.max_grad_norm)
+    other.optimizer.step()
+    new, _ = other(*views)
+    if task == "ClosedFormDiscrete-v0":
+        moved = (new.log_probs.exp() - before.log_probs.exp()).abs().sum(-1).mean() / 2
+        assert 0 < moved.item() == pytest.approx(report["policy/total_variation"].item(), rel=1e-3)
+        assert report["policy/churn"].item() == (new.mode() != before.mode()).float().mean().item()
+    else:
+        moved = (new.mean - before.mean).abs().mean()
+        assert 0 < moved.item() == pytest.approx(report["policy/churn"].item(), rel=1e-3)
+
+
 # ---- what moves ------------------------------------------------------------------------------------------------------
 
 

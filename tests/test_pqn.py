@@ -461,7 +461,7 @@ LAYER, PLAIN = ["Linear", "LayerNorm", "ReLU"], ["Linear", "ReLU"]
         ({"layer_norm": False}, 2 * PLAIN),
         ({"sem": True}, [*LAYER, "SEM"]),
         ({"sem": True, "layer_norm": False}, [*PLAIN, "SEM"]),
-        ({"sem": True, "sem_every_layer": True}, ["SEM", "SEM"]),
+        ({"sem": True, "sem_position": "every"}, ["SEM", "SEM"]),
         ({"bottleneck": "vq"}, [*LAYER, "VQ"]),
     ],
 )

@@ -101,6 +101,8 @@ def test_the_setting_of_sem_in_words() -> None:
     on = {**shape, "sem": True, "sem_temperature": 0.5}
     assert show.sem(on) == show.sem({**on, "bottleneck": "sem"}) == "actor L=2 V=8, temperature 0.5"
     assert show.sem({**on, "sem_learned_temperature": True}) == "actor L=2 V=8, temperature 0.5, learned"
+    moving = {**on, "sem_temperature_end": 2.0, "sem_position": "input"}
+    assert show.sem(moving) == "actor L=2 V=8, temperature 0.5 to 2.0, in the first layer"
     assert show.sem({**shape, "sem": False, "bottleneck": "vq"}) == "off, vq instead: actor L=2 V=8"
     assert show.sem({**shape, "sem": False, "bottleneck": "relu"}) == show.sem({**shape, "sem": False}) == "off"
     assert show.sem({}) == "unknown"
