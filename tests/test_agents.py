@@ -242,7 +242,8 @@ def test_a_run_leaves_what_it_promises(kind: str, tmp_path: Path) -> None:
     images = EventAccumulator(str(run_dir), {"images": 0}).Reload()
     shown = {tag: [event.step for event in images.Images(tag)] for tag in images.Tags()["images"]}
     drawn = sorted({*range(tiny["eval_every"], total, tiny["eval_every"]), total})
-    assert shown == {f"sem/{name}_simplices": drawn for name in ("actor", "critic")}
+    networks = ("critic",) if kind.startswith("pqn") else ("actor", "critic")
+    assert shown == {f"sem/{name}_simplices": drawn for name in networks}
     assert [int(path.name.removeprefix("step_")) for path in sorted((run_dir / "checkpoints").iterdir())] == [
         tiny["save_every"],
         total,
@@ -350,7 +351,7 @@ ANY_EDGES: list[dict[str, Any]] = [
     {"bottleneck": "vq", "sem_position": "every", "amp": "bfloat16"},
     {"sem": True, "sem_position": "input", "sem_temperature_end": 0.1, "amp": "bfloat16"},
     {"torso": "simba", "sem": True, "amp": "bfloat16"},
-    {"torso": "simbav2", "actor_hidden": (16, 16, 8)},
+    {"torso": "simbav2", "critic_hidden": (16, 16, 8)},
     {"torso": "simbav2", "bottleneck": "vq", "amp": "bfloat16"},
 ]
 REPLAY_EDGES = [
@@ -473,7 +474,7 @@ BAD = {
     "pqn": [
         *(row for row in ANY_BAD if "actor" not in str(row)),
         (["--sem", "--sem-critic-vertices", "1"], "vertices >= 2"),
-        (["--sem", "--sem-every-layer", "--critic-hidden", "10", "16"], "a multiple of V=4 units wide, got 10"),
+        (["--sem", "--sem-position", "every", "--critic-hidden", "10", "16"], "a multiple of V=4 units wide, got 10"),
         (["--num-minibatches", "3"], "the nearest that do are 1, 2, 4, 5"),
         (["--num-steps", "999999999"], "must be at most 268,435,456"),
         (["--q-lambda", "2"], "--q-lambda 2.0: must be from 0 to 1"),
@@ -659,7 +660,8 @@ def test_tau_goes_from_start_to_end_in_all_networks(kind: str) -> None:
     for progress, tau in ((0.0, 2.0), (0.5, math.sqrt(0.2)), (1.0, 0.1)):
         agent.anneal(progress)
         found = [x.item() for name, x in agent.modules.state_dict().items() if name.endswith("tau")]
-        assert found == pytest.approx([tau] * (3 if kind in LEARNERS else 2))
+        networks = 1 if kind == "pqn" else 3 if kind in LEARNERS else 2
+        assert found == pytest.approx([tau] * networks)
 
 
 @every_agent

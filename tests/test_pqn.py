@@ -474,7 +474,8 @@ def test_what_the_network_is_made_of(images: bool, changes: dict, torso: list[st
     assert all((m.config.groups, m.config.vertices) == (4, 4) for m in agent.modules.modules() if type(m) is SEM)
     report = agent.report(agent.estimate(*roll(agent, env, 4)))
     tags = {tag.partition("/")[0] for tag in report}
-    assert tags == {"losses", "charts", "critic", "repr"} | ({"sem"} if "sem" in changes else set())
+    always = {"losses", "charts", "critic", "gradient", "policy", "repr"}
+    assert tags == always | ({"sem"} if "sem" in changes else set())
     assert all(math.isfinite(x) for x in report.values())
 
 
