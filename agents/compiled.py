@@ -23,6 +23,7 @@ class Compiled:
         from torch._inductor import config  # here, since a second of start-up is for those who compile
 
         config.fallback_random = True
+        self.verified = False
         self._agent = agent
         self._plain = {name: getattr(agent, name) for name in names}
         self._fast = {name: torch.compile(method) for name, method in self._plain.items()}
@@ -40,6 +41,7 @@ class Compiled:
         """
         from torch._dynamo.utils import counters
 
+        self.verified = True
         hits = counters["inductor"]["fxgraph_cache_hit"]
         begin = time.perf_counter()
         try:

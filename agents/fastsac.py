@@ -48,6 +48,7 @@ from torch import Tensor, nn
 import envs
 from agents import config, machine
 from agents.checkpoint import Checkpoint, rng_state, set_rng_state
+from agents.compiled import TOLERANCE, Compiled
 from agents.episodes import EpisodeStats, evaluate
 from agents.film import filmed, rehearse
 from agents.origin import parse, start_from
@@ -246,7 +247,8 @@ class Args:
     amp: Literal["auto", "bfloat16", "off"] = "auto"
     """precision of the learner's products: auto is bfloat16 where the hardware multiplies it faster"""
     compile: bool = False
-    """compile the updates with torch.compile: pays on a GPU, and on a CPU in long runs"""
+    """compile the updates with torch.compile: pays on a GPU, and on a CPU in long runs; before the first one, gradients
+    are held against plain ones, and where they differ it is given up"""
 
 
 LOSSES = ("qf_loss", "actor_loss", "alpha_loss", "entropy")
@@ -309,9 +311,7 @@ class FastSAC:
         self.updates = 0
         self.loss_sum = torch.zeros(4, device=self.device)  # of LOSSES, since the last report
         self.loss_count = [0, 0, 0, 0]
-        if args.compile:
-            self.critic_loss = torch.compile(self.critic_loss)  # type: ignore[method-assign]
-            self.actor_loss = torch.compile(self.actor_loss)  # type: ignore[method-assign]
+        self.compiled = Compiled(self, "critic_loss", "actor_loss") if args.compile else None
 
     # ---- acting ----
 
@@ -358,6 +358,13 @@ class FastSAC:
         if self.updates % self.args.policy_frequency == 0:
             self._descend("actor_loss", self.actor_loss(batch), self.actor_flat, self.actor_optimizer)
         self.target_flat.lerp(self.critic_flat, self.args.tau)
+
+    def gradient(self, batch: TensorDict) -> Tensor:
+        """Return the gradients [P] of both losses on a batch, critics first."""
+        batch = self.prepare(batch)
+        critic_loss, _ = self.critic_loss(batch)
+        critic = self.critic_flat.gradient(critic_loss)
+        return torch.cat([critic, self.actor_flat.gradient(self.actor_loss(batch))])
 
     def prepare(self, batch: TensorDict) -> TensorDict:
         """Return the batch with normalised observations and rewards."""
@@ -813,6 +820,8 @@ def train(
                 agent.anneal(frames / args.total_timesteps)
                 for _ in range(args.num_updates):
                     batch = replay.sample(batch_size)
+                    if agent.compiled is not None and not agent.compiled.verified:
+                        run.note(agent.compiled.verify(partial(agent.gradient, batch), TOLERANCE[args.amp]))
                     agent.update(batch)
         with run.timer("env"):
             step = env.step_recv()

@@ -46,6 +46,7 @@ from torch import Tensor, nn
 import envs
 from agents import config, machine
 from agents.checkpoint import Checkpoint, rng_state, set_rng_state
+from agents.compiled import TOLERANCE, Compiled
 from agents.episodes import EpisodeStats, evaluate
 from agents.film import filmed, rehearse
 from agents.origin import parse, start_from
@@ -235,7 +236,8 @@ class Args:
     amp: Literal["auto", "bfloat16", "off"] = "auto"
     """precision of the learner's products: auto is bfloat16 where the hardware multiplies it faster"""
     compile: bool = False
-    """compile the updates with torch.compile: pays on a GPU, and on a CPU in long runs"""
+    """compile the updates with torch.compile: pays on a GPU, and on a CPU in long runs; before the first one, gradients
+    are held against plain ones, and where they differ it is given up"""
 
 
 class FastTD3:
@@ -286,9 +288,7 @@ class FastTD3:
         self.updates = 0
         self.loss_sum = torch.zeros(2, device=self.device)  # of critics and actor, since the last report
         self.loss_count = [0, 0]
-        if args.compile:
-            self.critic_loss = torch.compile(self.critic_loss)  # type: ignore[method-assign]
-            self.actor_loss = torch.compile(self.actor_loss)  # type: ignore[method-assign]
+        self.compiled = Compiled(self, "critic_loss", "actor_loss") if args.compile else None
 
     # ---- acting ----
 
@@ -337,6 +337,12 @@ class FastTD3:
         if self.updates % self.args.policy_frequency == 0:
             self._descend(1, self.actor_loss(batch), self.actor_flat, self.actor_optimizer)
         self.target_flat.lerp(self.critic_flat, self.args.tau)
+
+    def gradient(self, batch: TensorDict) -> Tensor:
+        """Return the gradients [P] of both losses on a batch, critics first."""
+        batch = self.prepare(batch)
+        critic = self.critic_flat.gradient(self.critic_loss(batch))
+        return torch.cat([critic, self.actor_flat.gradient(self.actor_loss(batch))])
 
     def prepare(self, batch: TensorDict) -> TensorDict:
         """Return the batch with normalised observations and rewards."""
@@ -807,6 +813,8 @@ def train(
                 agent.anneal(frames / args.total_timesteps)
                 for _ in range(args.num_updates):
                     batch = replay.sample(batch_size)
+                    if agent.compiled is not None and not agent.compiled.verified:
+                        run.note(agent.compiled.verify(partial(agent.gradient, batch), TOLERANCE[args.amp]))
                     agent.update(batch)
         with run.timer("env"):
             step = env.step_recv()

@@ -46,6 +46,7 @@ from torch import Tensor, nn
 import envs
 from agents import config, machine
 from agents.checkpoint import Checkpoint, rng_state, set_rng_state
+from agents.compiled import TOLERANCE, Compiled
 from agents.episodes import EpisodeStats, evaluate
 from agents.film import filmed, rehearse
 from agents.origin import parse, start_from
@@ -232,7 +233,8 @@ class Args:
     amp: Literal["auto", "bfloat16", "off"] = "auto"
     """precision of the learner's products: auto is bfloat16 where the hardware multiplies it faster"""
     compile: bool = False
-    """compile the updates with torch.compile: pays on a GPU, and on a CPU in long runs"""
+    """compile the updates with torch.compile: pays on a GPU, and on a CPU in long runs; before the first one, gradients
+    are held against plain ones, and where they differ it is given up"""
 
 
 LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
@@ -319,9 +321,7 @@ class PPO:
         self.loss_sum = torch.zeros(len(LOSSES), device=self.device)  # since the last report
         self.loss_count = 0
         self.forward = self.__call__
-        if args.compile:
-            self.forward = torch.compile(self.__call__)
-            self.gradients = torch.compile(self.gradients)  # type: ignore[method-assign]
+        self.compiled = Compiled(self, "forward", "gradients") if args.compile else None
 
     @property
     def autocast(self) -> AbstractContextManager:
@@ -442,6 +442,13 @@ class PPO:
             self.loss_count += len(seen)
             if args.target_kl > 0 and losses[-1, LOSSES.index("approx_kl")] > args.target_kl:
                 break
+
+    def gradient(self, rollout: TensorDict) -> Tensor:
+        """Return the gradient [P] on as many rows of a rollout as a minibatch has, and leave it in its place."""
+        size = rollout.numel() // self.args.num_minibatches
+        self.differentiate(self.prepare({name: x[:size] for name, x in rollout.flatten().items()}))
+        assert self.flat.vector.grad is not None
+        return self.flat.vector.grad
 
     def prepare(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return minibatches [..., B] with all that does not change while they are learned from.
@@ -909,6 +916,8 @@ def train(run: Run[Args], agent: PPO, env: VecEnv, eval_env: VecEnv | None) -> d
         # ---- learn ----
         with run.timer("learn"):
             rollout = agent.estimate(rows, steps)
+            if agent.compiled is not None and not agent.compiled.verified:
+                run.note(agent.compiled.verify(partial(agent.gradient, rollout), TOLERANCE[agent.args.amp]))
             agent.update(rollout)
             agent.observe(steps)
 

@@ -46,6 +46,7 @@ from torch import Tensor, nn
 import envs
 from agents import config, machine
 from agents.checkpoint import Checkpoint, rng_state, set_rng_state
+from agents.compiled import TOLERANCE, Compiled
 from agents.episodes import EpisodeStats, evaluate
 from agents.film import filmed, rehearse
 from agents.origin import parse, start_from
@@ -204,7 +205,8 @@ class Args:
     amp: Literal["auto", "bfloat16", "off"] = "auto"
     """precision of the learner's products: auto is bfloat16 where the hardware multiplies it faster"""
     compile: bool = False
-    """compile the updates with torch.compile: pays on a GPU, and on a CPU in long runs"""
+    """compile the updates with torch.compile: pays on a GPU, and on a CPU in long runs; before the first one, gradients
+    are held against plain ones, and where they differ it is given up"""
 
 
 LOSSES = ("td_loss", "q_values")
@@ -255,9 +257,7 @@ class PQN:
         self.loss_sum = torch.zeros(len(LOSSES), device=self.device)  # since the last report
         self.loss_count = 0
         self.forward = self.__call__
-        if args.compile:
-            self.forward = torch.compile(self.__call__)
-            self.gradients = torch.compile(self.gradients)  # type: ignore[method-assign]
+        self.compiled = Compiled(self, "forward", "gradients") if args.compile else None
 
     @property
     def autocast(self) -> AbstractContextManager:
@@ -358,6 +358,13 @@ class PQN:
                 self.optimizer.step()
             self.loss_sum += self.ranks.sum_(self.losses(columns, torch.stack(seen))).sum(0)
             self.loss_count += len(seen)
+
+    def gradient(self, rollout: TensorDict) -> Tensor:
+        """Return the gradient [P] on as many rows of a rollout as a minibatch has, and leave it in its place."""
+        size = rollout.numel() // self.args.num_minibatches
+        self.differentiate(self.prepare({name: x[:size] for name, x in rollout.flatten().items()}))
+        assert self.flat.vector.grad is not None
+        return self.flat.vector.grad
 
     def prepare(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return minibatches [..., B] with the `weight` of each row in a mean over its minibatch.
@@ -729,6 +736,8 @@ def train(run: Run[Args], agent: PQN, env: VecEnv, eval_env: VecEnv | None) -> d
         # ---- learn ----
         with run.timer("learn"):
             rollout = agent.estimate(rows, steps)
+            if agent.compiled is not None and not agent.compiled.verified:
+                run.note(agent.compiled.verify(partial(agent.gradient, rollout), TOLERANCE[agent.args.amp]))
             agent.update(rollout)
             agent.observe(steps)
 

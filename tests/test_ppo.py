@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -1113,9 +1114,13 @@ def test_compiled_updates_equal_eager_ones(task: str) -> None:
     env = envs.make(task, 4)
     for seed in range(2):
         rollout = make_rollout(agents[0], env, seed=seed)
+        compiled = agents[1].compiled
+        assert compiled is not None and compiled.verify(partial(agents[1].gradient, rollout), 1e-4).startswith(
+            "compiled "
+        )
         for agent in agents:
             torch.manual_seed(seed)
             agent.update(rollout)
-    eager, compiled = (agent.modules.state_dict() for agent in agents)
+    eager, fast = (agent.modules.state_dict() for agent in agents)
     for name, x in eager.items():
-        torch.testing.assert_close(compiled[name], x, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(fast[name], x, rtol=1e-3, atol=1e-4, msg=name)
