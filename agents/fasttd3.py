@@ -74,6 +74,7 @@ from networks.flat import AdamW, Flat
 from networks.normalize import RewardScale, RunningNorm
 from networks.residual import spheres
 from networks.sem import SEM
+from networks.torso import TaskEmbedding
 
 
 @dataclass
@@ -200,6 +201,8 @@ class Args:
     """LayerNorm before each activation"""
     activation: Literal["relu", "silu", "tanh", "elu"] = "relu"
     """nonlinearity of the hidden layers; after convolutions it is relu"""
+    task_embedding: int = 32
+    """width of the learned vector that stands for a task, where --env-id has several; 0 leaves the one-hot vector"""
     torso: Literal["mlp", "simba", "simbav2"] = "mlp"
     """hidden layers: plain ones, or residual blocks with norms and an activation of their own, one for each number of
     units (`networks/residual.py`)"""
@@ -254,17 +257,27 @@ class FastTD3:
         self.device = env.device
         obs_dim, critic_obs_dim = env.obs_space.shape[0], env.critic_obs_space.shape[0]
         action_dim = env.action_space.shape[0]
+        self.tasks = len(env.tasks)
+        learned = args.task_embedding if self.tasks else 0
+        more = learned - self.tasks if learned else 0  # features that the networks see
         actor_sem, critic_sem = sem_configs(args)
         style: dict[str, Any] = {"activation": args.activation, "norm": args.layer_norm, "torso": args.torso}
-        self.actor = DeterministicActor(obs_dim, action_dim, args.actor_hidden, actor_sem, **style)
-        sizes = critic_obs_dim, action_dim, args.critic_hidden
+        self.actor = DeterministicActor(obs_dim + more, action_dim, args.actor_hidden, actor_sem, **style)
+        sizes = critic_obs_dim + more, action_dim, args.critic_hidden
         self.critic = CategoricalCritics(*sizes, args.atoms, args.v_min, args.v_max, critic_sem, **style)
+        if learned:
+            for network, size in ((self.actor, obs_dim), (self.critic, critic_obs_dim)):
+                network.torso.insert(0, TaskEmbedding(size - self.tasks, self.tasks, learned))
         self.target = deepcopy(self.critic).requires_grad_(False)
-        self.obs_norm = RunningNorm(obs_dim) if args.obs_norm else nn.Identity()
-        self.critic_obs_norm = RunningNorm(critic_obs_dim) if args.obs_norm and env.privileged else self.obs_norm
+        self.obs_norm = RunningNorm(obs_dim, keep=self.tasks) if args.obs_norm else nn.Identity()
+        self.critic_obs_norm = self.obs_norm
+        if args.obs_norm and env.privileged:
+            self.critic_obs_norm = RunningNorm(critic_obs_dim, keep=self.tasks)
         g_max = min(abs(bound) for bound in (args.v_min, args.v_max) if bound != 0)
-        all_envs = env.num_envs * ranks.world
-        self.reward_scale = RewardScale(all_envs, args.gamma, g_max=g_max) if args.reward_norm else nn.Identity()
+        self.reward_scale: nn.Module = nn.Identity()
+        if args.reward_norm:
+            task = env.task_ids.repeat(ranks.world)
+            self.reward_scale = RewardScale(len(task), args.gamma, g_max, task)
         self.modules = nn.ModuleDict(
             {
                 "actor": self.actor,
@@ -353,13 +366,20 @@ class FastTD3:
                 "obs": obs,
                 "critic_obs": obs if shared else self.critic_obs_norm(batch["critic_obs"]),
                 "action": batch["action"],
-                "reward": self.reward_scale(batch["reward"]),
+                "reward": self.scaled_reward(batch),
                 "discount": batch["discount"],
                 "next_obs": next_obs,
                 "next_critic_obs": next_obs if shared else self.critic_obs_norm(batch["next_critic_obs"]),
             },
             batch.batch_size,
         )
+
+    def scaled_reward(self, batch: TensorDict) -> Tensor:
+        """Return the rewards [B] on the scale of the support, where that is asked for, by the task of each row."""
+        if not isinstance(self.reward_scale, RewardScale):
+            return batch["reward"]
+        task = batch["obs"][:, -self.tasks :].argmax(-1) if self.tasks else None
+        return self.reward_scale(batch["reward"], task)
 
     @torch.no_grad()
     def target_probs(self, batch: TensorDict) -> Tensor:
@@ -593,6 +613,20 @@ PRESETS: tuple[config.Row, ...] = (
         "reference",
         {"v_min": -1_000.0, "v_max": 1_000.0, "total_timesteps": 128_000_000},
     ),
+    (
+        "Meta-World, sets of tasks",  # FastTD3's for MTBench, but for the environments, which here step on the cores
+        ("MetaWorld/MT*",),
+        None,
+        {
+            "num_envs": 50,
+            "eval_envs": 50,
+            "gamma": 0.97,
+            "n_step": 8,
+            "v_min": -10.0,
+            "v_max": 10.0,
+            "reward_norm": True,
+        },
+    ),
     ("DeepMind Control", DMC, None, {"v_min": 0.0, "v_max": 100.0, "reward_norm": False}),
     ("DeepMind Control", DMC, "reference", {"n_step": 3, "std_min": 0.1, "policy_noise": 0.1}),
     (
@@ -688,7 +722,7 @@ def resolve(args: Args) -> Args:
     not_negative = (
         *("seed", "threads", "env_threads", "learning_starts", "log_every", "eval_every", "save_every", "critic_lr"),
         *("critic_lr_end", "actor_lr", "actor_lr_end", "weight_decay", "max_grad_norm", "policy_noise", "noise_clip"),
-        *("std_min", "std_max", "sem_temperature_end", "video_every"),
+        *("std_min", "std_max", "sem_temperature_end", "video_every", "task_embedding"),
     )
     for names, is_legal, legal in ((above_zero, lt, "above 0"), (not_negative, le, "0 or above")):
         for name in names:

@@ -26,14 +26,8 @@ NETWORKS = (
     *("actor_hidden", "critic_hidden", "layer_norm", "activation", "share_hidden", "init_std", "state_dependent_std"),
     *("log_std_min", "log_std_max", "distributional", "atoms", "v_min", "v_max", "obs_norm", "obs_clip", "reward_norm"),
     *("sem", "bottleneck", "sem_actor", "sem_critic", "sem_position", "sem_actor_groups", "sem_actor_vertices"),
-    *(
-        "sem_critic_groups",
-        "sem_critic_vertices",
-        "sem_temperature",
-        "sem_learned_temperature",
-        "sem_temperature_end",
-        "torso",
-    ),
+    *("sem_critic_groups", "sem_critic_vertices", "sem_temperature", "sem_learned_temperature"),
+    *("sem_temperature_end", "torso", "task_embedding"),
 )
 """settings of all agents that say what networks and normalisers compute"""
 OF_EACH_ENVIRONMENT = ("reward_scale.running",)

@@ -162,6 +162,14 @@ class VecEnv(ABC):
         return Spec(self.obs_space, self.critic_obs_space, self.action_space, self.max_episode_steps)
 
     @property
+    def task_ids(self) -> Tensor:
+        """[N] int64 on the CPU: which of `tasks` each environment has; 0 where there is only one."""
+        ids = torch.zeros(self.num_envs, dtype=torch.int64)
+        for number, rows in enumerate(self.tasks.values()):
+            ids[rows] = number
+        return ids
+
+    @property
     def privileged(self) -> bool:
         """Whether the critic sees more than the actor does."""
         return self.critic_obs_space != self.obs_space

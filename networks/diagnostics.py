@@ -25,12 +25,12 @@ from torch.nn.utils import get_total_norm
 from networks.layers import BatchedLayerNorm, BatchedLinear
 from networks.residual import SphereEmbedding, UnitLinear
 from networks.sem import SEM, entropy
-from networks.torso import Pixels
+from networks.torso import Pixels, TaskEmbedding
 
 AFFINE = (nn.Linear, nn.Conv2d, BatchedLinear, UnitLinear)
 BATCHED = (BatchedLinear, UnitLinear)
 """those whose weights may be of several copies, [Q, in, out]"""
-NO_UNITS = (*AFFINE, nn.LayerNorm, BatchedLayerNorm, Pixels, SphereEmbedding)
+NO_UNITS = (*AFFINE, nn.LayerNorm, BatchedLayerNorm, Pixels, TaskEmbedding, SphereEmbedding)
 """layers of a torso after which nothing is active yet"""
 MICRO = 4
 """micro-batches that the noise of a gradient is estimated from"""

@@ -124,6 +124,29 @@ def block_at(sem: SEMConfig | None, index: int, hidden: Sequence[int]) -> SEMCon
     return sem if index == len(hidden) - 1 else sem.of_width(hidden[index])
 
 
+class TaskEmbedding(nn.Module):
+    """A learned vector of at most length 1 for each of T tasks, in place of the one-hot vector that says which it is.
+
+    [..., D] to [..., D - T + width]; the one-hot vector begins at feature `start`. Source: the multi-task networks of
+    FastTD3 (arXiv 2505.22642, reference implementation), where such vectors are cut to that length.
+    """
+
+    def __init__(self, start: int, tasks: int, width: int) -> None:
+        super().__init__()
+        self.start, self.tasks = start, tasks
+        self.weight = nn.Parameter(torch.randn(tasks, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features with the vector of their task among them."""
+        before, told, after = x.split([self.start, self.tasks, x.shape[-1] - self.start - self.tasks], -1)
+        weight = self.weight / torch.linalg.vector_norm(self.weight, dim=1, keepdim=True).clamp(min=1)
+        return torch.cat([before, (told @ weight).to(x.dtype), after], -1)
+
+    def extra_repr(self) -> str:
+        """Sizes, for print(model)."""
+        return f"start={self.start}, tasks={self.tasks}, width={self.weight.shape[1]}"
+
+
 class Pixels(nn.Module):
     """Intensities in [0, 1] in the precision that the first layer computes in: [B, *image] uint8 to float."""
 

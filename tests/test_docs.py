@@ -192,7 +192,7 @@ def known_tasks() -> set[str]:
 def no_such_task(task: str) -> str:
     """Return why a task cannot be meant; empty if it can, or is one of a simulator that need not be here."""
     elsewhere = any(fnmatchcase(task, pattern) for pattern in (*PLAYGROUND, *HUMANOIDBENCH)) or ":" in task
-    return "" if elsewhere or task in known_tasks() else f"no task is called {task}"
+    return "" if elsewhere or known_tasks().issuperset(task.split("+")) else f"no task is called {task}"
 
 
 def check_agent(name: str, words: Sequence[str]) -> None:

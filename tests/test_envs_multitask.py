@@ -1,16 +1,18 @@
 """Sets of tasks: each row is what the task alone would give, and says which task it is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import envs
-from agents import fasttd3
+from agents import config, fastsac, fasttd3
 from agents.episodes import evaluate
 from envs.base import Step, TaskError, VecEnv, spawn_seeds
 from envs.check import examine
 from envs.multitask import MT10, MultiTask, members
+from networks.torso import TaskEmbedding
 
 PAIR = "HopperHop-v1+HopperStand-v1"
 
@@ -145,3 +147,49 @@ def test_an_agent_learns_a_set(tmp_path: Path, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     tags = {line.split(",")[3] for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]}
     assert {f"eval/episodic_return/{name}" for name in PAIR.split("+")} <= tags
+
+
+@pytest.mark.parametrize("kind", ["fasttd3", "fastsac"])
+@pytest.mark.parametrize("width", [0, 5])
+def test_agents_embed_the_task_and_scale_its_rewards(kind: str, width: int) -> None:
+    module = {"fasttd3": fasttd3, "fastsac": fastsac}[kind]
+    words = f"--env-id {PAIR} --size small --task-embedding {width} --num-envs 6 --eval-every 0 --batch-size 8 --quiet"
+    args = module.resolve(config.parse(module.Args, module.presets, words.split()).args)
+    args = replace(args, reward_norm=True, num_envs=6)
+    agent, replay, env, _ = module.build(args)
+    layers = [type(layer).__name__ for layer in agent.actor.torso]
+    assert (layers[0] == "TaskEmbedding") == (width > 0) == (type(agent.critic.torso[0]).__name__ == "TaskEmbedding")
+    assert agent.actor.torso[width > 0].in_features == (15 + width if width else 17)
+    obs, critic_obs = env.reset()
+    replay.start(obs, critic_obs)
+    for _ in range(12):
+        action = agent.explore_uniformly()
+        step = env.step(action)
+        step = step._replace(reward=torch.where(env.task_ids == 1, 100.0, 1.0))
+        replay.add(action, step)
+        agent.observe(step)
+    assert agent.reward_scale.largest[1] == 100 * agent.reward_scale.largest[0] > 0
+    batch = replay.sample(64)
+    second = batch["obs"][:, -1] == 1
+    prepared = agent.prepare(batch)
+    torch.testing.assert_close(prepared["reward"][second].max(), prepared["reward"][~second].max())  # on one scale
+    assert torch.equal(prepared["obs"][:, -2:], batch["obs"][:, -2:])  # a one-hot vector is not normalised
+    before = {name: x.clone() for name, x in agent.modules.state_dict().items()}
+    agent.update(batch)
+    agent.update(batch)
+    moved = {name for name, x in agent.modules.state_dict().items() if not torch.equal(x, before[name])}
+    if width:
+        assert {"actor.torso.0.weight", "critic.torso.0.weight", "target.torso.0.weight"} <= moved
+    assert all(torch.isfinite(x).all() for x in agent.report(batch).values())
+    env.close()
+
+
+def test_a_task_s_vector_stands_in_its_place() -> None:
+    embedding = TaskEmbedding(2, 3, 4)
+    with torch.no_grad():
+        embedding.weight[0].fill_(0.1)  # shorter than 1
+        embedding.weight[1].fill_(5.0)
+    x = torch.tensor([[7.0, 8, 1, 0, 0, 9], [7, 8, 0, 1, 0, 9]])
+    out = embedding(x)
+    assert out.tolist()[0] == pytest.approx([7, 8, 0.1, 0.1, 0.1, 0.1, 9])
+    assert out.tolist()[1] == pytest.approx([7, 8, 0.5, 0.5, 0.5, 0.5, 9])
