@@ -728,7 +728,7 @@ def resolve(args: Args) -> Args:
         for name in names:
             if not is_legal(0, getattr(args, name)):
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {legal}")
-            if getattr(args, name) > (most := 2e8 if name == "batch_size" else 3e38):  # float32 ends there
+            if getattr(args, name) > (most := 2e8 if name == "batch_size" else 3e38):  # memory and float32 end there
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at most {most:g}")
     if args.seed >= 1 << 32:
         raise ValueError(f"--seed {args.seed}: must be below 2^32, as NumPy wants it")

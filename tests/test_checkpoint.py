@@ -175,6 +175,10 @@ def without(path: Path, name: str) -> None:
     path.write_text(json.dumps(meta))
 
 
+def edit(path: Path, name: str, value: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+
+
 DAMAGE = {
     "flipped first bit": lambda path: flip(path / "agent.pt", 0),
     "flipped bit in the middle": lambda path: flip(path / "replay.pt", 400),
@@ -187,6 +191,8 @@ DAMAGE = {
     "empty meta": lambda path: os.truncate(path / "meta.json", 0),
     "other meta": lambda path: (path / "meta.json").write_text("{}"),
     "meta without a time": lambda path: without(path / "meta.json", "wall_s"),
+    "another step": lambda path: edit(path / "meta.json", "step", 7),
+    "another time": lambda path: edit(path / "meta.json", "wall_s", 1e6),
     "no object": lambda path: (path / "meta.json").write_text("[1]"),
 }
 

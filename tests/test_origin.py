@@ -17,7 +17,7 @@ from torch import Tensor
 
 import envs
 from agents import fastsac, fasttd3, origin, ppo, show
-from agents.checkpoint import newest_checkpoint
+from agents.checkpoint import newest_checkpoint, seal
 from agents.run import Run
 from agents.trained import load_agent, settings
 from envs.torch import PointMass
@@ -298,7 +298,8 @@ def reseal(step_dir: Path) -> None:
     """Note what is in a checkpoint as what was written."""
     meta = json.loads((step_dir / "meta.json").read_text())
     meta["sha256"] = {name: hashlib.sha256((step_dir / name).read_bytes()).hexdigest() for name in meta["sha256"]}
-    (step_dir / "meta.json").write_text(json.dumps(meta))
+    del meta["seal"]
+    (step_dir / "meta.json").write_text(json.dumps({**meta, "seal": seal(meta)}))
 
 
 @every_agent

@@ -31,6 +31,7 @@ from torch import Tensor
 import envs
 from agents import fastsac, fasttd3, play, ppo, pqn
 from agents import film as films
+from agents.checkpoint import seal
 from agents.episodes import evaluate
 from agents.run import Run
 from agents.trained import RATES, find_checkpoint, load_agent, look_up, settings
@@ -383,7 +384,8 @@ def test_a_malicious_checkpoint_runs_nothing(
         write(folder / "agent.pt")
         meta = json.loads((folder / "meta.json").read_text())
         meta["sha256"]["agent.pt"] = hashlib.sha256((folder / "agent.pt").read_bytes()).hexdigest()
-        (folder / "meta.json").write_text(json.dumps(meta))
+        del meta["seal"]
+        (folder / "meta.json").write_text(json.dumps({**meta, "seal": seal(meta)}))
         refused(capsys, run_dir)
         assert not (tmp_path / "exploded").exists()
 
@@ -394,7 +396,8 @@ def test_a_checkpoint_of_something_else_is_named(run_dir: Path, capsys: pytest.C
         torch.save(state, folder / "agent.pt")
         meta = json.loads((folder / "meta.json").read_text())
         meta["sha256"]["agent.pt"] = hashlib.sha256((folder / "agent.pt").read_bytes()).hexdigest()
-        (folder / "meta.json").write_text(json.dumps(meta))
+        del meta["seal"]
+        (folder / "meta.json").write_text(json.dumps({**meta, "seal": seal(meta)}))
         assert "step_000000000080" in refused(capsys, run_dir) or state == {"modules": {}}
 
 

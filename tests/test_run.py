@@ -27,7 +27,7 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from agents import run as run_module
-from agents.checkpoint import newest_checkpoint, read_args
+from agents.checkpoint import newest_checkpoint, read_args, seal
 from agents.manifest import git_revision, manifest
 from agents.metrics import to_floats
 from agents.run import Run, RunError, Timer, clock, explain
@@ -337,12 +337,17 @@ def test_a_resumed_run_looks_as_if_nothing_had_happened(tmp_path: Path) -> None:
     assert len({path.name.split(".")[3] for path in run.dir.glob("events.out.*")}) == 4  # an order for readers
 
 
+def without(record: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != name}
+
+
 def test_wall_clock_continues(tmp_path: Path) -> None:
     run = make(tmp_path)
     path = run.save(1, {"agent": {}})
     run.close()
     meta = json.loads((path / "meta.json").read_text())
-    (path / "meta.json").write_text(json.dumps({**meta, "wall_s": 5000.0}))
+    meta = {**meta, "wall_s": 5000.0}
+    (path / "meta.json").write_text(json.dumps({**meta, "seal": seal(without(meta, "seal"))}))
     resumed = Run.resume(run.dir, Args, quiet=True)
     resumed.log(2, {"a": 1})
     resumed.save(2, {"agent": {}})
@@ -402,6 +407,20 @@ def test_settings_of_another_version(tmp_path: Path) -> None:
     (run.dir / "config.json").write_text("{")
     with pytest.raises(RunError, match=r"config.json is damaged"):
         read_args(run.dir, Args)
+
+
+def test_an_edited_config_is_refused(tmp_path: Path) -> None:
+    with make(tmp_path) as run:
+        path = run.save(10, {"agent": {}})
+        run.finish("interrupted")
+    saved = json.loads((run.dir / "config.json").read_text())
+    (run.dir / "config.json").write_text(json.dumps({**saved, "lr": 3.25e-4, "total_timesteps": 200}))
+    said = r"config.json is damaged or was edited: it sets lr = 0.000325, and step_000000000010 was trained with 0.0003"
+    with pytest.raises(RunError, match=said):
+        Run.resume(run.dir, Args)
+    (run.dir / "config.json").write_text(json.dumps({**saved, "total_timesteps": 200}))  # which may be given anew
+    Run.resume(run.dir, Args, quiet=True).close()
+    assert json.loads((path / "meta.json").read_text())["settings"]["hidden"] == [256, 256]
 
 
 @pytest.mark.parametrize("content", [None, b"", b'{"state": "do', b"\xff\xfe", b"[]"])
