@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from agents import checkpoint as checkpoint_module
-from agents import fastsac, fasttd3, ppo
+from agents import fastsac, fasttd3, ppo, pqn
 from agents import run as run_module
 from agents.run import Run
 
@@ -34,11 +34,14 @@ COUNT = 2_000 if LONG else 200
 TINY = "--env-id PointMass-v0 --device cpu --size small --num-envs 4 --eval-envs 2 --total-timesteps 4000 --log-every 4"
 TINY += " --eval-every 1000 --save-every 8 --actor-hidden 8 8 --critic-hidden 8 8 --threads 1 --amp off"
 TINY += " --sem-actor-groups 2 --sem-actor-vertices 4 --sem-critic-groups 2 --sem-critic-vertices 4"
+DISCRETE = re.sub(r" --(sem-)?actor-\w+( \d+)+", "", TINY).replace("PointMass", "ClosedFormDiscrete")
+ROLLOUTS = " --num-steps 4 --num-minibatches 2 --update-epochs 1"
 LEARNER = " --learning-starts 4 --batch-size 8 --buffer-size 40 --num-updates 1 --atoms 5"
 AGENTS: dict[str, tuple[ModuleType, str]] = {
     "fasttd3": (fasttd3, TINY + LEARNER),
     "fastsac": (fastsac, TINY + LEARNER),
-    "ppo": (ppo, TINY + " --num-steps 4 --num-minibatches 2 --update-epochs 1"),
+    "ppo": (ppo, TINY + ROLLOUTS),
+    "pqn": (pqn, DISCRETE + ROLLOUTS),
 }
 
 TASKS = ("PointMass-v0", "PointMassPrivileged-v0", "ClosedForm-v0", "ClosedFormDiscrete-v0", "Scripted-v0", "Pixels-v0")

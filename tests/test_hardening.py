@@ -6,6 +6,7 @@ SEMRL_LONG=1 python -m pytest tests/test_hardening.py    # 200 kills instead of 
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from agents import fastsac, fasttd3, ppo
+from agents import fastsac, fasttd3, ppo, pqn
 from agents.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,10 +24,13 @@ TINY = "--env-id PointMass-v0 --device cpu --size small --num-envs 4 --eval-envs
 TINY += " --eval-every 400 --save-every 80 --actor-hidden 16 16 --critic-hidden 16 16 --sem --sem-actor-groups 2"
 TINY += " --sem-actor-vertices 8 --sem-critic-groups 4 --sem-critic-vertices 4 --amp off --threads 1 --quiet"
 LEARNER = " --learning-starts 40 --batch-size 32 --buffer-size 800 --num-updates 1 --n-step 3 --atoms 11"
+DISCRETE = re.sub(r" --(sem-)?actor-\w+( \d+)+", "", TINY).replace("PointMass", "ClosedFormDiscrete")
+ROLLOUTS = " --num-steps 10 --num-minibatches 4 --update-epochs 2"
 AGENTS = {
     "fasttd3": (fasttd3, TINY + LEARNER),
     "fastsac": (fastsac, TINY + LEARNER),
-    "ppo": (ppo, f"{TINY} --num-steps 10 --num-minibatches 4 --update-epochs 2"),
+    "ppo": (ppo, TINY + ROLLOUTS),
+    "pqn": (pqn, DISCRETE + ROLLOUTS),
 }
 every_agent = pytest.mark.parametrize("kind", AGENTS)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

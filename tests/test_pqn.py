@@ -657,3 +657,21 @@ def test_compiled_updates_equal_eager_ones() -> None:
     eager, fast = (agent.modules.state_dict() for agent in agents)
     for name, x in eager.items():
         torch.testing.assert_close(fast[name], x, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_run_can_start_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (
+        "--env-id ClosedFormDiscrete-v0 --num-envs 4 --num-steps 10 --num-minibatches 4 --total-timesteps 80 --quiet"
+    )
+    words += " --eval-every 0 --critic-hidden 16 16 --sem-critic-groups 4 --sem-critic-vertices 4"
+    assert pqn.main([*words.split(), "--sem", "--run-dir", str(tmp_path / "source")]) == 0
+    seen = []
+    monkeypatch.setattr(pqn, "train", lambda run, agent, *_: seen.append(agent) or {})
+    source = ["--init-from", str(tmp_path / "source")]
+    assert pqn.main([*words.split(), *source, "--run-dir", str(tmp_path / "new"), "--seed", "9"]) == 0
+    saved = newest_checkpoint(tmp_path / "source")[0].load("agent")["modules"]
+    mine = seen[0].modules.state_dict()
+    assert seen[0].args.sem and mine.keys() == saved.keys()
+    assert all(torch.equal(x, saved[name]) for name, x in mine.items() if name != "reward_scale.running")
+    with pytest.raises(SystemExit):
+        pqn.main([*words.split(), *source, "--no-sem", "--run-dir", str(tmp_path / "other")])
