@@ -1,13 +1,17 @@
 """What a new run starts from: networks and normalisers of another run of the same agent, on its task or on another one.
 
+Or of a run of the authors' FastTD3, whose file is named instead of a directory: `agents/published.py`.
+
     python agents/fasttd3.py --env-id WalkerRun-v1 --init-from runs/RUN_DIR
     python agents/fasttd3.py --env-id WalkerRun-v1 --init-from runs/RUN_DIR/checkpoints/step_000000080000
+    python agents/fasttd3.py --env-id h1hand-walk-v0 --init-from models/h1hand-walk-v0__FastTD3__1_final.pt
 
 The settings that say what the networks compute come along and stand where a preset would; a flag that contradicts one
 of them is refused. Optimisers, replay, exploration and schedules start afresh. The manifest notes the source, and a
 resumed run does not look at it again.
 """
 
+import hashlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +23,7 @@ from torch import Tensor, nn
 
 from agents import config
 from agents.checkpoint import Checkpoint, RunArgs, RunError, newest_checkpoint, open_checkpoint, read_args, read_json
+from agents.published import Published, read_fasttd3
 from agents.ranks import Ranks
 from agents.run import agent_name, goes_on
 
@@ -32,6 +37,8 @@ NETWORKS = (
 """settings of all agents that say what networks and normalisers compute"""
 OF_EACH_ENVIRONMENT = ("reward_scale.running",)
 """what of the normalisers belongs to episodes under way, and starts afresh"""
+LACKING = ("reward_scale.",)
+"""what files of other code do not have"""
 
 
 class StartArgs(RunArgs, Protocol):
@@ -62,6 +69,8 @@ class Origin(NamedTuple):
     task: str
     settings: dict[str, Any]
     """those of NETWORKS that the agent has"""
+    published: Published | None = None
+    """what is in the file, where it is one of other code"""
 
     def checkpoint(self) -> tuple[Checkpoint, list[str]]:
         """Return the checkpoint, and one line about each newer one that is damaged.
@@ -78,6 +87,11 @@ def find(path: Path, args_class: type[A]) -> Origin:
     Raises:
         RunError: there is none, or it is of another agent or version.
     """
+    if path.is_file():
+        if agent_name(args_class) != "fasttd3":
+            raise RunError(f"--init-from {path}: a file is a checkpoint of FastTD3, for agents/fasttd3.py")
+        published = read_fasttd3(path)
+        return Origin(path, None, published.task, published.settings, published)
     step_dir = path if (path / "meta.json").is_file() else None
     run_dir = path.resolve().parents[1] if step_dir else path
     if not (run_dir / "config.json").is_file():
@@ -144,16 +158,10 @@ def start_from(args: StartArgs, agent: Agent) -> dict[str, Any] | None:
     if args.init_from is None or (args.run_dir is not None and goes_on(args.run_dir)):
         return None
     origin = find(Path(args.init_from), type(args))
-    checkpoint, complaints = origin.checkpoint()
-    if agent.ranks.first:
-        for complaint in complaints:
-            print(f"{complaint}; starting from {checkpoint.path.name}", file=sys.stderr)
-    state = checkpoint.load("agent", agent.device)
-    theirs = state.get("modules") if isinstance(state, dict) else None
-    if not isinstance(theirs, Mapping) or not all(isinstance(x, Tensor) for x in theirs.values()):
-        raise RunError(f"{checkpoint.path} does not hold what this version of the agent saves")
+    theirs, record = read(origin, agent)
     mine = agent.modules.state_dict()
-    theirs = {**theirs, **{name: mine[name] for name in OF_EACH_ENVIRONMENT if name in mine}}
+    afresh = [name for name in mine if name in OF_EACH_ENVIRONMENT or (origin.published and name.startswith(LACKING))]
+    theirs = {**theirs, **{name: mine[name] for name in afresh}}
     for name in [*mine, *theirs]:
         here, there = (tuple(x[name].shape) if name in x else None for x in (mine, theirs))
         if here != there:
@@ -165,10 +173,26 @@ def start_from(args: StartArgs, agent: Agent) -> dict[str, Any] | None:
         if not bool(theirs[name].isfinite().all()):
             raise ValueError(f"--init-from {args.init_from}: {name} is not finite, that run has diverged")
     agent.modules.load_state_dict(theirs)
-    return {
-        "path": str(checkpoint.path.resolve()),
-        "task": origin.task,
-        "step": checkpoint.step,
-        "sha256": checkpoint.meta["sha256"]["agent.pt"],
-        "settings": origin.settings,
-    }
+    return {**record, "task": origin.task, "settings": origin.settings}
+
+
+def read(origin: Origin, agent: Agent) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """Return networks and normalisers of an origin, and where they are from.
+
+    Raises:
+        RunError: there is no good checkpoint.
+    """
+    if origin.published is not None:
+        sha256 = hashlib.sha256(origin.run_dir.read_bytes()).hexdigest()
+        record = {"path": str(origin.run_dir.resolve()), "step": origin.published.step, "sha256": sha256}
+        return {name: x.to(agent.device) for name, x in origin.published.modules.items()}, record
+    checkpoint, complaints = origin.checkpoint()
+    if agent.ranks.first:
+        for complaint in complaints:
+            print(f"{complaint}; starting from {checkpoint.path.name}", file=sys.stderr)
+    state = checkpoint.load("agent", agent.device)
+    modules = state.get("modules") if isinstance(state, dict) else None
+    if not isinstance(modules, Mapping) or not all(isinstance(x, Tensor) for x in modules.values()):
+        raise RunError(f"{checkpoint.path} does not hold what this version of the agent saves")
+    sha256 = checkpoint.meta["sha256"]["agent.pt"]
+    return modules, {"path": str(checkpoint.path.resolve()), "step": checkpoint.step, "sha256": sha256}

@@ -1,0 +1,232 @@
+"""Files of FastTD3: what is in them acts and judges as their own networks do, and what does not fit is named.
+
+The networks of the test are written anew after the layout of their files. With a checkout of their repository in
+FASTTD3_REFERENCE their own classes are held against ours too.
+"""
+
+import copy
+import json
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agents import fastsac, fasttd3
+from agents.published import read_fasttd3
+from benchmarks import speed
+
+HIDDEN, ATOMS, OBS, ACTION = 32, 11, 6, 2  # of PointMass-v0
+PLACES = ("", "sim_actor", "sim_critic", "sim_both")
+
+
+class Simplices(nn.Module):
+    """Linear, LayerNorm, softmax in each of 3 groups of 4."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(inputs, 12), nn.LayerNorm(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.norm(self.linear(x)).unflatten(-1, (3, 4)), -1).flatten(-2)
+
+
+def hidden(inputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN // 2), nn.ReLU())
+
+
+class Actor(nn.Module):
+    def __init__(self, sem: bool) -> None:
+        super().__init__()
+        self.net = hidden(OBS)
+        plain = nn.Sequential(nn.Linear(HIDDEN // 2, HIDDEN // 4), nn.ReLU())
+        self.fc_head: nn.Module = Simplices(HIDDEN // 2) if sem else plain
+        self.fc_mu = nn.Sequential(nn.Linear(12 if sem else HIDDEN // 4, ACTION), nn.Tanh())
+        self.register_buffer("noise_scales", torch.rand(5, 1))
+        self.register_buffer("std_min", torch.tensor(0.1))
+        self.register_buffer("std_max", torch.tensor(0.4))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.fc_mu(self.fc_head(self.net(obs)))
+
+
+class Judge(nn.Module):
+    def __init__(self, sem: bool) -> None:
+        super().__init__()
+        self.net = hidden(OBS + ACTION)
+        last = [nn.Linear(HIDDEN // 2, HIDDEN // 4), nn.ReLU(), nn.Linear(HIDDEN // 4, ATOMS)]
+        self.fc_head = nn.Sequential(*([Simplices(HIDDEN // 2), nn.Linear(12, ATOMS)] if sem else last))
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        return self.fc_head(self.net(torch.cat([obs, action], 1)))
+
+
+class Critic(nn.Module):
+    def __init__(self, sem: bool) -> None:
+        super().__init__()
+        self.qnet1, self.qnet2 = Judge(sem), Judge(sem)
+        self.register_buffer("q_support", torch.linspace(-20, 30, ATOMS))
+
+
+class File:
+    """A checkpoint of theirs, and the networks in it."""
+
+    def __init__(self, place: str) -> None:
+        torch.manual_seed(PLACES.index(place))
+        self.actor = Actor(place in ("sim_actor", "sim_both"))
+        self.critic, self.target = (Critic(place in ("sim_critic", "sim_both")) for _ in range(2))
+        self.mean, self.variance = torch.randn(1, OBS), torch.rand(1, OBS) + 0.5
+        norm = {"_mean": self.mean, "_var": self.variance, "_std": self.variance.sqrt(), "count": torch.tensor(640)}
+        self.content: dict[str, Any] = {
+            "actor_state_dict": self.actor.state_dict(),
+            "qnet_state_dict": self.critic.state_dict(),
+            "qnet_target_state_dict": self.target.state_dict(),
+            "obs_normalizer_state": norm,
+            "critic_obs_normalizer_state": copy.deepcopy(norm),
+            "args": {
+                **{"env_name": "PointMass-v0", "obs_normalization": True, "num_atoms": ATOMS, "v_min": -20.0},
+                **{"v_max": 30.0, "actor_hidden_dim": HIDDEN, "critic_hidden_dim": HIDDEN, "sim_type": place},
+                **{"sim_dimension": 4, "actor_seq_len": 3, "critic_seq_len": 3, "learning_rate": 3e-4, "seed": 1},
+            },
+            "global_step": 5000,
+        }
+
+    def write(self, path: Path) -> Path:
+        torch.save(self.content, path)
+        return path
+
+    def normal(self, obs: Tensor) -> Tensor:
+        return (obs - self.mean) / (self.variance.sqrt() + 1e-2)
+
+
+WORDS = "--env-id PointMass-v0 --device cpu --num-envs 4 --eval-every 0 --total-timesteps 80 --amp off --quiet"
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_run_starts_with_their_networks(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, seen = File(place), []
+    monkeypatch.setattr(fasttd3, "train", lambda run, agent, *_: seen.append(agent) or {})
+    source = file.write(tmp_path / "theirs.pt")
+    words = [*WORDS.split(), "--init-from", str(source), "--run-dir", str(tmp_path / "run")]
+    assert fasttd3.main(words) == 0
+    (agent,) = seen
+    obs, action = 3 * torch.randn(50, OBS), torch.rand(50, ACTION) * 2 - 1
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    with torch.no_grad():
+        torch.testing.assert_close(agent.act(obs), file.actor(file.normal(obs)), **close)
+        for ours, theirs in ((agent.critic, file.critic), (agent.target, file.target)):
+            logits = ours(agent.critic_obs_norm(obs), action)
+            for mine, net in zip(logits, (theirs.qnet1, theirs.qnet2), strict=True):
+                torch.testing.assert_close(mine, net(file.normal(obs), action), **close)
+            assert torch.equal(ours.support, theirs.q_support)
+    assert not torch.equal(agent.critic.head.weight, agent.target.head.weight)
+    assert float(agent.obs_norm.count) == 640
+    agent.obs_norm.update(obs)  # goes on learning from where it was
+    n, first, second = 690.0, 640 / 690, 50 / 690
+    mean = first * file.mean[0] + second * obs.mean(0)
+    torch.testing.assert_close(agent.obs_norm.mean, mean, **close)
+    square = first * (file.variance[0] + file.mean[0].square()) + second * obs.square().mean(0) - mean.square()
+    torch.testing.assert_close((agent.obs_norm.square / n).float(), square, rtol=1e-4, atol=1e-4)
+    noted = json.loads((tmp_path / "run" / "manifest.json").read_text())["init_from"]
+    assert noted["path"] == str(source.resolve()) and noted["step"] == 5000 and noted["task"] == "PointMass-v0"
+
+
+def test_it_trains_on_and_is_resumed_without_the_file(tmp_path: Path) -> None:
+    source = File("sim_both").write(tmp_path / "theirs.pt")
+    words = f"{WORDS} --init-from {source} --run-dir {tmp_path / 'run'} --learning-starts 8 --batch-size 16"
+    words += " --buffer-size 160 --num-updates 1 --reward-norm"
+    assert fasttd3.main(words.split()) == 0
+    source.unlink()
+    assert fasttd3.main(["--resume", str(tmp_path / "run"), "--total-timesteps", "160", "--quiet"]) == 0
+
+
+def test_compiled_networks_have_other_names(tmp_path: Path) -> None:
+    file = File("sim_both")
+    plain = read_fasttd3(file.write(tmp_path / "plain.pt"))
+    for name in ("actor_state_dict", "qnet_state_dict", "qnet_target_state_dict"):
+        file.content[name] = {f"_orig_mod.{key}": x for key, x in file.content[name].items()}
+    compiled = read_fasttd3(file.write(tmp_path / "compiled.pt"))
+    assert plain.modules.keys() == compiled.modules.keys()
+    assert all(torch.equal(x, compiled.modules[name]) for name, x in plain.modules.items())
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (os.environ["EVIL_DIR"],)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"actor_state_dict": None}, "is no checkpoint of FastTD3: it lacks one of actor_state_dict"),
+        ({"args": {}}, "does not fit: its networks are not FastTD3's plain ones, or of another version"),
+        (
+            {"actor_state_dict": {"embedder.w.weight": torch.ones(2, 2)}},
+            "does not fit: .* embedder.w.weight is no layer",
+        ),
+        ({"args": SimpleNamespace(a=1)}, "cannot be read"),
+        ({"more": Evil()}, "cannot be read"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    change: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EVIL_DIR", str(tmp_path / "evil"))
+    file = File("")
+    file.content |= change
+    source = file.write(tmp_path / "theirs.pt")
+    refused(fasttd3, source, message, capsys, tmp_path)
+    assert not (tmp_path / "evil").exists()
+
+
+def refused(module: Any, source: Path, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        module.main([*WORDS.split(), "--init-from", str(source), "--run-dir", str(tmp_path / "run")])
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(errors) == 1
+    assert re.search(message, errors[0]), errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_files_agents_and_tasks_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    refused(fasttd3, tmp_path / "text.pt", "cannot be read", capsys, tmp_path)
+    source = File("").write(tmp_path / "theirs.pt")
+    refused(fastsac, source, "a file is a checkpoint of FastTD3, for agents/fasttd3.py", capsys, tmp_path)
+    words = WORDS.replace("PointMass-v0", "ClosedForm-v0")
+    with pytest.raises(SystemExit):
+        fasttd3.main([*words.split(), "--init-from", str(source), "--run-dir", str(tmp_path / "run")])
+    assert "its networks do not fit ClosedForm-v0" in capsys.readouterr().err
+
+
+@pytest.mark.skipif("FASTTD3_REFERENCE" not in os.environ, reason="needs FASTTD3_REFERENCE, a checkout of FastTD3")
+@pytest.mark.parametrize("place", PLACES)
+def test_files_of_their_own_code(place: str, tmp_path: Path) -> None:
+    code = speed.load_code(Path(os.environ["FASTTD3_REFERENCE"]))
+    sizes = {"n_obs": OBS, "n_act": ACTION, "hidden_dim": HIDDEN, "sim_type": place, "sim_dimension": 4, "seq_len": 3}
+    actor = code.nets.Actor(num_envs=4, init_scale=0.5, **sizes)
+    critic = code.nets.Critic(num_atoms=ATOMS, v_min=-20.0, v_max=30.0, **sizes)
+    norm = code.utils.EmpiricalNormalization(shape=OBS, device="cpu")
+    norm(2 * torch.randn(100, OBS) + 1)
+    args = SimpleNamespace(**File(place).content["args"])
+    code.utils.save_params(7, actor, critic, critic, norm, norm, args, str(tmp_path / "models" / "theirs.pt"))
+    published = read_fasttd3(tmp_path / "models" / "theirs.pt")
+    settings = fasttd3.Args(
+        env_id="PointMass-v0", device="cpu", size="small", amp="off", num_envs=4, **published.settings
+    )
+    agent, *_ = fasttd3.build(fasttd3.resolve(settings))
+    agent.modules.load_state_dict({**agent.modules.state_dict(), **published.modules})
+    obs, action = torch.randn(50, OBS), torch.rand(50, ACTION)
+    norm.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(agent.act(obs), actor(norm(obs)), rtol=1e-5, atol=1e-5)
+        for mine, theirs in zip(agent.critic(agent.obs_norm(obs), action), critic(norm(obs), action), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
