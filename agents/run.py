@@ -304,8 +304,8 @@ class Run(Generic[A]):
         Raises:
             RunError: the directory cannot be made, holds a run, or is in use.
         """
-        new = run_dir is None and not Path(root).exists()
         with disk(f"make the run directory {run_dir or f'in {root}'}"):
+            new = run_dir is None and not Path(root).exists()
             path = _new_dir(Path(root), args) if run_dir is None else Path(run_dir)
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)

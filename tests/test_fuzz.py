@@ -53,6 +53,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "run_root": ("runs", "", ".", "a/b/c", "occupied", "occupied/x", "/proc/self/nothing", "x" * 300),
     "run_dir": ("mine", "", ".", "a/b", "occupied", "/proc/self/nothing", "done"),
     "resume": ("", "nowhere", "done", "occupied", ".", "/proc", "done/checkpoints"),
+    "replay_storage": ("device", "host", ".", "", "nowhere", "occupied", "/proc"),
     "init_from": ("", "nowhere", "done", "occupied", ".", "/proc", "done/checkpoints", "other"),
 }
 SMALL = (1, 2, 3, 4, 5, 8, 12)

@@ -256,7 +256,7 @@ half, end = max(seen[len(seen) // 4 : len(seen) // 2]), max(seen[len(seen) // 2 
 print(f"{half / 2**20:.1f} MiB in the second quarter of {iterations}, {end / 2**20:.1f} MiB in the second half")
 sys.exit(end > 1.02 * half)
 """
-ITERATIONS = {"fasttd3": 1_200, "fastsac": 1_200, "ppo": 120}
+ITERATIONS = {"fasttd3": 1_200, "fastsac": 1_200, "ppo": 120, "pqn": 120}
 """by which a replay buffer is full and everything that is made once was made"""
 
 
