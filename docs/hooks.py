@@ -10,8 +10,8 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 def on_files(files: Files, config: Any) -> Files:
     """Add what was measured to the files of the site."""
-    for path in sorted(RESULTS.iterdir()):
-        uri = f"results/{path.name}"
+    for path in sorted(path for path in RESULTS.rglob("*") if path.is_file()):
+        uri = f"results/{path.relative_to(RESULTS).as_posix()}"
         files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files
 
