@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,3 +187,16 @@ def read_tidy(path: Path) -> list[Record]:
         run.series[metric] = Series(steps, np.full(len(steps), math.nan), np.array([values[step] for step in steps]))
         run.planned = max(run.planned, int(steps[-1]))
     return list(runs.values())
+
+
+# ---- TensorBoard -----------------------------------------------------------------------------------------------------
+
+HOST = "http://localhost:6006/"
+SEEDS_OF_SWEEP, SEEDS_OF_RUNS = r"([^/]+)/seed\d+$", r"__([^/]+)__\d+__\d{8}-\d{6}"
+"""names of runs, with the variant in a group: in a sweep, and in a folder of plain runs"""
+
+
+def seeds_link(group: str, tags: str = "eval/episodic_return", only: str = "") -> str:
+    """Return a link to TensorBoard's time series of all runs, or of `only` some, with a colour for each `group`."""
+    query = f"?runColorGroup={quote('regex:' + group, safe='')}&tagFilter={quote(f'^({tags})$', safe='')}&smoothing=0"
+    return f"{HOST}{query}{'&runFilter=' + quote(only, safe='') if only else ''}#timeseries"

@@ -39,7 +39,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event
@@ -51,7 +50,22 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from agents import config
 from benchmarks import stats
 from benchmarks.plots import Plot, plots, save, span
-from benchmarks.records import COLUMNS, FAILED, NOTHING, RETURN, SUCCESS, Array, Record, find_runs, read_run, read_tidy
+from benchmarks.records import (
+    COLUMNS,
+    FAILED,
+    HOST,
+    NOTHING,
+    RETURN,
+    SEEDS_OF_RUNS,
+    SEEDS_OF_SWEEP,
+    SUCCESS,
+    Array,
+    Record,
+    find_runs,
+    read_run,
+    read_tidy,
+    seeds_link,
+)
 from benchmarks.stats import Bootstrap, Estimate
 from benchmarks.status import read_json
 from benchmarks.study import (
@@ -111,7 +125,9 @@ def verdict(study: Study) -> list[str]:
     failed = [run for run in study.runs if run.state in FAILED]
     imputed = sum(run.imputed for run in failed)
     if failed:
-        none = f"; {imputed} had none and count with the lowest score" if imputed else ""
+        none = f"; {imputed} had none and count as the worst that is known" if imputed else ""
+        lost = sum(math.isnan(run.score) for run in failed)
+        none += f"; {lost} are in no number, since nothing is known of their task" if lost else ""
         said.append(
             f"**{len(failed)} of {counts.total()} runs failed** and count with their last evaluation{none}, see below."
         )
@@ -123,7 +139,8 @@ def verdict(study: Study) -> list[str]:
 def _compare(study: Study, pair: Comparison) -> str:
     """What was found about one variant."""
     tasks, start = study.shared(pair), f"**{pair.variant}** against **{pair.baseline}**"
-    seeds = span(len(study.cells[task, name]) for task in tasks for name in pair) + " seeds"
+    seeds = span(len(study.cells[task, name]) for task in tasks for name in pair)
+    seeds += " seed" if seeds == "1" else " seeds"
     if len(tasks) == 1:
         found = study.differences[pair, tasks[0]]
         mine, other = (interval(stats.t_interval(study.scores(tasks[0], name))) for name in pair)
@@ -143,11 +160,19 @@ def _compare(study: Study, pair: Comparison) -> str:
             mine, other = (number(float(study.aggregates[name]["iqm"].value)) for name in pair)
             said += f" IQM {mine} against {other}, a difference of {interval(study.gains[pair], signed=True)}."
         how = sign(found, 0.5)
+    unknown = sum(run.imputed for task in tasks for name in pair for run in study.cells[task, name])
+    if unknown:
+        return f"{said} {unknown} of these runs failed before any evaluation, so this is no verdict."
     if math.isnan(float(found.low)):
         return f"{said} One seed says nothing about chance."
-    what = "it" if len(tasks) == 1 else "over these tasks it"
-    end = f"So {what} is {how}." if how != "unclear" else "These runs show no difference."
-    return f"{said} {end}"
+    if len(tasks) == 1:
+        return f"{said} {'These runs do not settle it.' if how == 'unclear' else f'So it is {how}.'}"
+    gain = sign(study.gains[pair]) if study.together else "unclear"
+    if {how, gain} == {"better", "worse"}:
+        return f"{said} The two measures contradict each other."
+    if by["better"] and by["worse"]:
+        return f"{said} It depends on the task{'' if how == 'unclear' else f'; over all of them it is {how}'}."
+    return f"{said} {'These runs do not settle it.' if how == 'unclear' else f'So over these tasks it is {how}.'}"
 
 
 def sweep_commands(folders: Iterable[Path]) -> list[str]:
@@ -280,7 +305,7 @@ def write_up(study: Study, shown: Sequence[Plot], links: Sequence[str]) -> Page:
     page.add("h2", "Runs")
     page.add("table", _run_table(study))
     failed = [_failure(run) for run in study.runs if run.state in FAILED]
-    page.add("p", "Failed, and in the numbers:" if failed else "")
+    page.add("p", "Failed:" if failed else "")
     page.add("table", [["run", "state", "frames", "score", "last words"], *failed] if failed else [])
     waiting = [run for run in study.runs if run.state not in (*FAILED, "done")]
     page.add("ul", [f"{run.name}: {run.state}, {_frames(run)} frames" for run in waiting])
@@ -524,7 +549,7 @@ def write_tensorboard(study: Study, folder: Path) -> None:
     head = Summary.Value(tag="custom_scalars__config__", metadata=metadata, tensor=tensor)
     found = {task: curves(study, task) for task in study.tasks}
     for variant in study.variants:
-        path = folder / re.sub(r"[^\w.=-]+", "-", variant) / "events.out.tfevents.0000000000.report"
+        path = folder / re.sub(r"[/\0]", "-", variant) / "events.out.tfevents.0000000000.report"
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb") as file:
             writer = RecordWriter(file)
@@ -560,22 +585,15 @@ def deep_links(study: Study, folders: Sequence[Path], out: Path) -> list[str]:
             continue
         logdir = folder / "runs" if (folder / "runs").is_dir() else folder
         of_sweep = any(run.path.name == f"seed{run.seed}" for run in study.runs if folder in run.path.parents)
-        group = r"([^/]+)/seed\d+$" if of_sweep else r"__([^/]+)__\d+__\d{8}-\d{6}"
+        group = SEEDS_OF_SWEEP if of_sweep else SEEDS_OF_RUNS
         tags = "|".join(sorted(set(study.metric.values())))
-        query = (
-            f"?runColorGroup={quote('regex:' + group, safe='')}&tagFilter={quote(f'^({tags})$', safe='')}&smoothing=0"
-        )
         found.append(
-            f"All seeds, coloured by variant: `tensorboard --logdir {_shown(logdir)}`, then {HOST}{query}#timeseries"
+            f"All seeds, coloured by variant: `tensorboard --logdir {_shown(logdir)}`, then {seeds_link(group, tags)}"
         )
         for task in study.tasks[:12] if len(study.tasks) > 1 else ():
             folder_of = re.escape(re.sub(r"[^\w.-]+", "-", task))
-            only = quote(f"^{folder_of}(/|__)", safe="")
-            found.append(f"The same of {task} alone: {HOST}{query}&runFilter={only}#timeseries")
+            found.append(f"The same of {task} alone: {seeds_link(group, tags, f'^{folder_of}(/|__)')}")
     return found
-
-
-HOST = "http://localhost:6006/"
 
 
 def _shown(path: Path) -> str:

@@ -337,7 +337,7 @@ class Study:
                     f"{run.name} ({run.broken})"
                 )
             if run.state == "done" and math.isnan(run.score):
-                few = "planned for fewer frames than are compared" if len(run.data.steps) else "without an evaluation"
+                few = "without an evaluation" + (" in the frames that are compared" if len(run.data.steps) else "")
                 notes[f"done but {few}, so without a score"].append(run.name)
         for task in self.tasks:
             sizes = {variant: len(self.cells.get((task, variant), ())) for variant in self.variants}

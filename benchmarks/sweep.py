@@ -44,6 +44,7 @@ import tyro
 from agents import config
 from benchmarks import engines, status
 from benchmarks.engines import ROOT, Job, Verdict
+from benchmarks.records import SEEDS_OF_SWEEP, seeds_link
 from benchmarks.status import read_json, write_json
 
 RESERVED = ("--env-id", "--seed", "--exp-name", "--run-dir", "--run-root", "--resume")
@@ -144,6 +145,9 @@ def grid_of(args: Args, explicit: set[str], flags: Sequence[str]) -> Grid:
         raise ValueError(f"{stray[0]} is among the tasks: name the suite before the flags")
     if not tasks:
         raise ValueError("no tasks: name some with --tasks, or a suite (--help says more)")
+    stems = Counter(Path(agent).stem for agent in ask("agents", args.agents))
+    if twice := [name for name, count in stems.items() if count > 1]:
+        raise ValueError(f"--agents: {twice[0]} is there twice; runs are told apart by the names of the files")
     scripts = {Path(agent).stem: script_of(agent) for agent in ask("agents", args.agents)}
     grid = Grid(
         scripts,
@@ -316,9 +320,10 @@ def resolve_mismatch(jobs: Sequence[Job], root: Path, policy: str) -> None:
         running = [job.key for job, _ in differing if status.alive(job.dir)]
         if running:
             raise ValueError(f"{count}. It cannot be replaced while it runs: {running[0]}")
+        aside = root / "replaced" / time.strftime("%Y%m%d-%H%M%S")
         for job, _ in differing:
-            target = root / "replaced" / time.strftime("%Y%m%d-%H%M%S") / job.key
-            target.parent.mkdir(parents=True)
+            target = aside / job.key
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(job.dir, target)
     print(f"{count}: {'kept' if policy == 'keep' else 'put aside in ' + str(root / 'replaced')}", file=sys.stderr)
 
@@ -413,6 +418,7 @@ def report(jobs: Sequence[Job], verdicts: Mapping[str, Verdict], root: Path) -> 
     if count["unfinished"]:
         print("\nThe same command goes on with what is unfinished.")
     print(f"learning curves  tensorboard --logdir {root / 'runs'}")
+    print(f"seeds of a variant in one colour  {seeds_link(SEEDS_OF_SWEEP)}")
     print(f"report           python benchmarks/report.py {root}")
 
 

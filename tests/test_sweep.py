@@ -642,6 +642,8 @@ def test_other_settings_are_not_mixed(agent: Path, capfd: pytest.CaptureFixture[
     assert frames(path) == frames(folder(agent, seed=2)) == [1, 2, 3, 4, 5]
     assert [frames(old.parent) for old in (out / "replaced").rglob("frames")] == [[1, 2, 3]]
     assert launch(folder(agent, seed=2))["starts"] == 1
+    assert sweep.main(words(agent, "--mismatch", "rerun", "--", "--total-timesteps", "4", seeds="1 2")) == 0
+    assert frames(path) == frames(folder(agent, seed=2)) == [1, 2, 3, 4]  # both at once
 
 
 def test_runs_of_the_cpu_and_of_gpus_are_not_mixed(agent: Path, capfd: pytest.CaptureFixture[str]) -> None:
