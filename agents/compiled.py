@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,12 @@ TOLERANCE = {"off": 1e-3, "bfloat16": 0.1}
 measured are 1e-6 in float32 and 1e-2 in bfloat16, while a wrong sign or mask is 0.1 to 2."""
 
 
+class OnDevice(Protocol):
+    """An agent."""
+
+    device: torch.device
+
+
 class Compiled:
     """The named methods of `agent`, compiled in their places from now on.
 
@@ -19,7 +25,7 @@ class Compiled:
     depend on the compiler's version; it costs a kernel for each draw.
     """
 
-    def __init__(self, agent: object, *names: str) -> None:
+    def __init__(self, agent: OnDevice, *names: str) -> None:
         from torch._inductor import config  # here, since a second of start-up is for those who compile
 
         config.fallback_random = True
@@ -62,8 +68,8 @@ class Compiled:
         self._put(self._fast)
         return f"compiled in {told} of their norm"
 
-    @staticmethod
-    def _seeded(gradients: Callable[[], Tensor]) -> Tensor:
-        with torch.random.fork_rng():
+    def _seeded(self, gradients: Callable[[], Tensor]) -> Tensor:
+        device = self._agent.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(0)
             return gradients().clone()

@@ -53,7 +53,7 @@ from agents.origin import parse, start_from
 from agents.ranks import ALONE, Ranks, join
 from agents.run import EXIT_STATUS, Run, crossed, explain, share_run
 from envs.base import Step, VecEnv, spawn_seeds
-from envs.families import ATARI, CLASSIC, human_normalised
+from envs.families import ATARI, CLASSIC, with_human
 from envs.pictures import prepare_gl
 from networks.bottlenecks import Bottleneck
 from networks.critics import DiscreteCritic
@@ -73,7 +73,7 @@ from networks.layers import orthogonal_
 from networks.normalize import RewardScale, RunningNorm
 from networks.residual import spheres
 from networks.sem import SEM
-from networks.torso import nature_cnn
+from networks.torso import nature_cnn, take
 
 
 @dataclass
@@ -536,11 +536,6 @@ def lambda_returns(
     return target
 
 
-def take(x: Tensor, rows: Tensor) -> Tensor:
-    """Return x[rows]; images [B, C, H, W] with the channels last in memory, as they are in rollouts."""
-    return x.index_select(0, rows) if x.dim() != 4 else x.movedim(1, -1).index_select(0, rows).movedim(-1, 1)
-
-
 def sem_config(args: Args) -> Bottleneck | None:
     """Return the SEM of the network, or what --bottleneck asks for instead; None where it is off."""
     kind = args.bottleneck if args.bottleneck != "auto" else "sem" if args.sem else "relu"
@@ -767,13 +762,6 @@ def assess(agent: PQN, env: VecEnv, seed: int) -> dict[str, float]:
     score = evaluate(agent.act, env, seed)
     set_rng_state(state)
     return with_human(env.task, "", score)
-
-
-def with_human(task: str, prefix: str, metrics: dict[str, float]) -> dict[str, float]:
-    """Return the metrics, with the human-normalised score beside the return of a game where it is known."""
-    returned = metrics.get(f"{prefix}episodic_return")
-    normal = None if returned is None else human_normalised(task, returned)
-    return metrics if normal is None else {**metrics, f"{prefix}human_normalised_score": normal}
 
 
 def restore(checkpoint: Checkpoint, agent: PQN, stats: EpisodeStats, env: VecEnv) -> tuple[Tensor, dict[str, float]]:

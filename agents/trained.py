@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from agents import machine
 from agents.checkpoint import Checkpoint, RunError, newest_checkpoint, open_checkpoint, read_json, step_dirs
 from envs.base import VecEnv
-from envs.families import ATARI, DMC
+from envs.families import ATARI, DMC, tasks_in
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ def find_checkpoint(run_dir: Path, step: int | None) -> tuple[Checkpoint, list[s
 
 
 def settings(trained: Any, device: str = "auto", env_id: str | None = None, backend: str | None = None) -> Any:
-    """Return the settings of a run, changed to act: one environment to train in, and a replay buffer for nothing.
+    """Return the settings of a run, changed to act: one environment of each task, and a replay buffer for nothing.
 
     Args:
         trained: settings of the run.
@@ -97,11 +97,11 @@ def settings(trained: Any, device: str = "auto", env_id: str | None = None, back
         "device": place,
         "env_id": env_id or trained.env_id,
         "backend": backend or trained.backend,
-        "num_envs": 1,
+        "num_envs": tasks_in(env_id or trained.env_id),
         "eval_every": 0,
         "video_every": 0,
         "compile": False,
-        "buffer_size": getattr(trained, "n_step", 1) + 1,
+        "buffer_size": tasks_in(env_id or trained.env_id) * (getattr(trained, "n_step", 1) + 1),
     }
     return replace(trained, **{f.name: changes[f.name] for f in fields(trained) if f.name in changes})
 

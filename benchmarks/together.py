@@ -33,7 +33,7 @@ ROWS = 8  # of metrics in a run
 class Args:
     """Time several seeds side by side. What follows -- are flags of the agent."""
 
-    agent: Literal["fasttd3", "fastsac", "ppo"] = "fasttd3"
+    agent: Literal["fasttd3", "fastsac", "ppo", "pqn"] = "fasttd3"
     """what trains"""
     env_id: str = "PointMass-v0"
     """task; one of torch's own runs where the learner does"""

@@ -23,6 +23,9 @@ GYM_MUJOCO = (
 HUMANOIDBENCH = ("h1-*-v0", "h1hand-*-v0")
 """HumanoidBench: rewards within 0 and 1 in most tasks, episodes of 1,000 steps"""
 
+SETS = {"MetaWorld/MT10-v3": 10, "MetaWorld/MT50-v3": 50}
+"""Sets of tasks that have a name, and how many they are"""
+
 ISAACLAB = ("Isaac-*",)
 """Isaac Lab's own names"""
 
@@ -110,3 +113,15 @@ def human_normalised(task: str, score: float) -> float | None:
         return None
     random, human = ATARI_SCORES[game]
     return (score - random) / (human - random)
+
+
+def with_human(task: str, prefix: str, metrics: dict[str, float]) -> dict[str, float]:
+    """Return the metrics, with the human-normalised score beside the return of a game where it is known."""
+    returned = metrics.get(f"{prefix}episodic_return")
+    normal = None if returned is None else human_normalised(task, returned)
+    return metrics if normal is None else {**metrics, f"{prefix}human_normalised_score": normal}
+
+
+def tasks_in(task: str) -> int:
+    """Return how many tasks a name stands for, of each of which there must be as many environments."""
+    return SETS.get(task, task.count("+") + 1)

@@ -15,6 +15,7 @@ from torch.nn.functional import one_hot
 
 import envs
 from envs.base import Spec, Step, TaskError, VecEnv, spawn_seeds, vector_space
+from envs.families import SETS
 
 MT10 = tuple(
     f"MetaWorld/{name}-v3"
@@ -28,7 +29,7 @@ OF_ROWS = ("reward", "terminated", "truncated", "valid")
 
 def tasks() -> list[str]:
     """Return the sets that have a name."""
-    return ["MetaWorld/MT10-v3", "MetaWorld/MT50-v3"]
+    return list(SETS)
 
 
 def members(task: str) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ class RewardScale(nn.Module):
     square: Tensor
     total: Tensor
     count: Tensor
-    task: Tensor
+    member: Tensor
 
     def __init__(self, num_envs: int, gamma: float, g_max: float, task: Tensor | None = None) -> None:
         super().__init__()
@@ -71,7 +71,8 @@ class RewardScale(nn.Module):
         self.g_max = g_max
         task = torch.zeros(num_envs, dtype=torch.int64) if task is None else task
         tasks = int(task.max()) + 1
-        self.register_buffer("task", task, persistent=False)
+        member = torch.nn.functional.one_hot(task, tasks).double()
+        self.register_buffer("member", member, persistent=False)  # [N, tasks]
         self.register_buffer("running", torch.zeros(num_envs))
         self.register_buffer("largest", torch.zeros(tasks))
         for name in ("total", "square", "count"):
@@ -95,7 +96,9 @@ class RewardScale(nn.Module):
             running = seen[-1].masked_fill(step_done, 0.0)
         self.running.copy_(running)
         wide = torch.stack(seen).double()  # [T, N]
-        self.total.index_add_(0, self.task, wide.sum(0))
-        self.square.index_add_(0, self.task, wide.square().sum(0))
-        self.count.index_add_(0, self.task, wide.new_full((len(running),), len(seen)))
-        self.largest.scatter_reduce_(0, self.task, wide.abs().amax(0).float(), "amax")
+        # Products, not scattered additions: a GPU does those in any order, and processes that share this come apart.
+        self.total += wide.sum(0) @ self.member
+        self.square += wide.square().sum(0) @ self.member
+        self.count += len(seen) * self.member.sum(0)
+        largest = (wide.abs().amax(0)[:, None] * self.member).amax(0)
+        self.largest.copy_(torch.maximum(self.largest, largest.float()))

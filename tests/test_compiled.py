@@ -13,6 +13,8 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 
 
 class Agent:
+    device = torch.device("cpu")
+
     def __init__(self) -> None:
         self.weight = torch.linspace(-1, 1, 6).requires_grad_()
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import envs
-from agents import config, fastsac, fasttd3
+from agents import config, fastsac, fasttd3, play
 from agents.episodes import evaluate
 from envs.base import Step, TaskError, VecEnv, spawn_seeds
 from envs.check import examine
+from envs.families import SETS, tasks_in
 from envs.multitask import MT10, MultiTask, members
 from networks.torso import TaskEmbedding
 
@@ -89,6 +90,7 @@ def test_it_continues_where_its_tasks_do() -> None:
 def test_the_sets_of_meta_world() -> None:
     assert len(set(MT10)) == 10 and set(MT10) <= set(members("MetaWorld/MT50-v3"))
     assert len(members("MetaWorld/MT50-v3")) == 50
+    assert all(len(members(name)) == tasks_in(name) for name in (*SETS, PAIR)) and tasks_in("Hopper-v5") == 1
     env = envs.make("MetaWorld/MT10-v3", 10, 1)
     assert env.backend == "multitask" and list(env.tasks) == list(MT10)
     spec = envs.describe("MetaWorld/MT10-v3", "multitask")
@@ -147,6 +149,8 @@ def test_an_agent_learns_a_set(tmp_path: Path, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     tags = {line.split(",")[3] for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]}
     assert {f"eval/episodic_return/{name}" for name in PAIR.split("+")} <= tags
+    assert play.main([str(tmp_path / "run"), "--episodes", "2"]) == 0
+    assert "\nmean" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["fasttd3", "fastsac"])
