@@ -390,12 +390,16 @@ class Pool:
 
     gamma = 0.99
 
-    def __init__(self, task: Task, threads: int, normalise: bool) -> None:
-        options = {"episodic_life": True, "reward_clip": True} if task.images else {}
-        envpool = need("envpool")
-        self._pool = envpool.make_gymnasium(task.env_id, num_envs=task.num_envs, num_threads=threads, seed=1, **options)
+    def __init__(self, task: Task, threads: int, normalise: bool, seed: int = 1) -> None:
+        options: dict[str, Any] = {"episodic_life": True, "reward_clip": True} if task.images else {}
+        options |= {"num_envs": task.num_envs, "num_threads": threads, "seed": seed}
+        self._pool = need("envpool").make_gymnasium(task.env_id, **options)
         obs, action = self._pool.observation_space, self._pool.action_space
-        box = need("gymnasium").spaces.Box
+        spaces = need("gymnasium").spaces
+        box = spaces.Box
+        self._parts = tuple(obs) if isinstance(obs, spaces.Dict) else ()
+        if self._parts:
+            obs = spaces.flatten_space(obs)
         self._dtype = np.uint8 if task.images else np.float32
         self.single_observation_space = (
             box(0, 255, obs.shape, np.uint8) if task.images else box(-np.inf, np.inf, obs.shape, np.float32)
@@ -426,7 +430,9 @@ class Pool:
         """Stop the threads."""
         self._pool.close()
 
-    def _observe(self, obs: np.ndarray, learn: bool = True) -> np.ndarray:
+    def _observe(self, obs: Any, learn: bool = True) -> np.ndarray:
+        if self._parts:
+            obs = np.concatenate([obs[part].reshape(len(obs[part]), -1) for part in self._parts], 1)
         if self._obs is not None:
             if learn:
                 self._obs.update(obs)
@@ -437,8 +443,8 @@ class Pool:
 class Restarting(Pool):
     """The same as Stable-Baselines3's vector environments are, which restart in the step that ends an episode."""
 
-    def __init__(self, task: Task, threads: int, normalise: bool) -> None:
-        super().__init__(task, threads, normalise)
+    def __init__(self, task: Task, threads: int, normalise: bool, seed: int = 1) -> None:
+        super().__init__(task, threads, normalise, seed)
         self._nothing = np.zeros((task.num_envs, *self.single_action_space.shape), self.single_action_space.dtype)
 
     def reset(self) -> np.ndarray:  # type: ignore[override]

@@ -3,6 +3,7 @@
     python benchmarks/speed.py                                          # this repository alone
     python benchmarks/speed.py --reference CHECKOUT --out results.json  # beside the authors' code
     python benchmarks/speed.py ppo --help                               # PPO and SAC in training: benchmarks/rivals.py
+    python benchmarks/speed.py reach --help                             # time to a return: benchmarks/reach.py
     python benchmarks/speed.py envs --help                              # environments: benchmarks/simulators.py
     python benchmarks/speed.py together --help                          # seeds side by side: benchmarks/together.py
     python benchmarks/speed.py gpu --out FOLDER                         # all of it on a GPU, within ten minutes
@@ -58,7 +59,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from agents import config, fasttd3, machine
 from agents.manifest import git_revision, manifest
 from agents.replay import ReplayBuffer
-from benchmarks import rivals, simulators, together
+from benchmarks import reach, rivals, simulators, together
 from benchmarks.rivals import ratio
 from envs.base import Step, VecEnv, vector_space
 from networks.normalize import RunningNorm
@@ -77,8 +78,8 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 class Args:
     """Time one update, one replay sample and one replay add of FastTD3, beside the authors' code if there is some.
 
-    With `ppo` as the first word: the training of PPO and SAC. With `envs`: steps of environments. With `together`:
-    seeds side by side. With `gpu`: all of it on a GPU. Each has flags of its own.
+    With `ppo` as the first word: the training of PPO and SAC. With `reach`: time to a return. With `envs`: steps of
+    environments. With `together`: seeds side by side. With `gpu`: all of it on a GPU. Each has flags of its own.
     """
 
     reference: Path | None = None
@@ -681,15 +682,26 @@ def check_common(args: Args | rivals.Args) -> None:
     config.positive(args, "repeats")
     config.require(args.threads >= 0, f"--threads {args.threads}: must be 0 or above")
     config.require(args.clock == "wall" or args.device == "cpu", "--clock cpu: does not see a GPU; take --device cpu")
-    if args.out is not None:
-        config.require(args.out.parent.is_dir(), f"--out {args.out}: there is no directory {args.out.parent}")
+    check_out(args.out)
 
 
-def begin(args: Args | rivals.Args) -> dict[str, Any]:
+def check_out(out: Path | None) -> None:
+    """Fail with one line where a file cannot be written for want of its folder."""
+    if out is not None:
+        config.require(out.parent.is_dir(), f"--out {out}: there is no directory {out.parent}")
+
+
+def check_paths(args: rivals.Args | reach.Args) -> None:
+    """Fail with one line where one of the others is not where it is said to be."""
+    for flag, path in (("--cleanrl", args.cleanrl), ("--sb3-python", args.sb3_python)):
+        config.require(path is None or path.exists(), f"{flag} {path}: there is no such file")
+
+
+def begin(args: Args | rivals.Args | reach.Args, device: str) -> dict[str, Any]:
     """Say what machine it is; returns the report, without results."""
     about = manifest()
     threads = f"{torch.get_num_threads()} threads of {machine.available_cores()} cores"
-    print(f"machine    {about['hardware']['cpu']}, {threads}, torch {torch.__version__}, {args.device}")
+    print(f"machine    {about['hardware']['cpu']}, {threads}, torch {torch.__version__}, {device}")
     settings = {name: None if isinstance(x, Path) else x for name, x in asdict(args).items()}  # no path of one machine
     return {
         "settings": settings,
@@ -703,18 +715,48 @@ def training(argv: Sequence[str]) -> None:
     check_common(args)
     config.positive(args, "turn")
     config.require(bool(args.tasks), "--tasks: name at least one")
-    for flag, path in (("--cleanrl", args.cleanrl), ("--sb3-python", args.sb3_python)):
-        config.require(path is None or path.exists(), f"{flag} {path}: there is no such file")
+    check_paths(args)
     try:
         args.device = machine.resolve_device(args.device)
     except ValueError as error:
         config.fail(str(error))
     threads = args.threads or machine.available_cores()
     torch.set_num_threads(threads)
-    report = begin(args)
+    report = begin(args, args.device)
     report["cleanrl"] = git_revision(args.cleanrl) if args.cleanrl else None
     try:
         rivals.run(replace(args, threads=threads), report)
+    except rivals.Missing as missing:
+        config.fail(str(missing))
+
+
+def reaching(argv: Sequence[str]) -> None:
+    """Train until a return is reached, and print and write what that took."""
+    args = config.parse(reach.Args, argv=argv).args
+    config.positive(args, "frames", "every", "episodes", "threads")
+    config.require(bool(args.seeds), "--seeds: name at least one")
+    check_out(args.out)
+    check_paths(args)
+    names = [row.name for row in reach.lineup(replace(args, programs=(), cleanrl=args.cleanrl or Path()))]
+    for name in args.programs:
+        config.require(name in names, f"--programs {name!r}: there are {', '.join(names)}")
+    report, runs = begin(args, "cpu"), []
+    if args.out is not None and args.out.exists():
+        try:
+            before = json.loads(args.out.read_text())
+            same = {
+                key: before["settings"][key] for key in ("env_id", "goal", "frames", "every", "episodes", "threads")
+            }
+            runs = before["runs"]
+        except (ValueError, KeyError, TypeError):
+            config.fail(f"--out {args.out}: it is there, and no result of this command; name another file")
+        config.require(
+            same == {key: getattr(args, key) for key in same},
+            f"--out {args.out}: it was measured with other settings, {same}; name another file",
+        )
+        report["machine"] = before["machine"]
+    try:
+        reach.run(args, report, runs)
     except rivals.Missing as missing:
         config.fail(str(missing))
 
@@ -779,6 +821,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] == "ppo":
         return training(argv[1:])
+    if argv and argv[0] == "reach":
+        return reaching(argv[1:])
     if argv and argv[0] == "envs":
         return simulators.main(argv[1:])
     if argv and argv[0] == "together":
@@ -797,7 +841,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     replay, *one_step = replay_calls(ours, code, env, args.slots, n_step=1)
     _, *three_steps = replay_calls(ours, code, env, args.slots, n_step=3)
     batch = replay.sample(args.batch_size)
-    report = begin(args)
+    report = begin(args, args.device)
     report |= {"networks": {"actor": ours.actor_hidden, "critic": ours.critic_hidden, "atoms": ours.atoms}}
     report |= {"num_envs": ours.num_envs, "freed_memory_kept": ["ours", "reference"], "reference": None, "results": []}
     print(f"networks   actor {ours.actor_hidden}, 2 critics {ours.critic_hidden}, {ours.atoms} atoms")
