@@ -596,4 +596,4 @@ def sweep(args: Args, jobs: Sequence[Job], root: Path, slots: Sequence[str], kin
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    config.program(main)

@@ -6,8 +6,11 @@ import fcntl
 import io
 import json
 import math
+import os
 import re
 import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +34,7 @@ from benchmarks.report import Args, collect, main
 from benchmarks.study import Comparison, Reference, Study
 from envs.families import ATARI_SCORES, DMC
 
+ROOT = Path(report.__file__).resolve().parents[1]
 RETURN = "eval/episodic_return"
 WALKER, CHEETAH = "WalkerWalk-v1", "CheetahRun-v1"
 STEPS = [100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
@@ -1095,6 +1099,18 @@ def fails(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     return error
+
+
+def test_a_reader_of_the_report_may_leave(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a", [1] * 10)
+    command = shlex.join(
+        [sys.executable, str(ROOT / "benchmarks" / "report.py"), str(tmp_path / "runs"), "--reps", "50"]
+    )
+    line = f"{command} --out {tmp_path}/out | head -c 0; echo $((PIPESTATUS[0]))"
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert (done.stdout, done.stderr) == ("141\n", "") and (tmp_path / "out" / "report.html").is_file()
 
 
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
