@@ -213,7 +213,8 @@ def judge(ended: Ended) -> tuple[str, str]:
     if code is not None and code < 0:
         return "again", f"killed by {_signal_name(-code)}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
     if code is None and said.get("state") != "failed":
-        return "again", why or "ended unseen"
+        saved = said.get("state") == "interrupted"
+        return "again", why or (f"stopped by {said.get('why') or 'a signal'}, saved" if saved else "ended unseen")
     if job.ranks > 1 and code:  # torchrun's own status is 1 whatever has happened
         if said.get("state") == "interrupted":
             return "again", f"stopped by {said.get('why') or 'a signal'}, saved"

@@ -5,9 +5,10 @@
     python benchmarks/intervals.py report                                  # of 1,000 runs with 1,000 evaluations each
 
 Coverage is the share of simulated experiments whose 95% interval holds the truth, which a simulation knows. The scores
-of a task are normal; the means of the tasks lie evenly from 0.3 to 1, and their deviations from 0.25 to 0.1. A run that
-fails has a score near 0 instead. `improvement` compares two variants that are the same, `improvement, apart` two that
-differ by a deviation in each task. `plain` are percentiles as rliable takes them, not widened for few seeds.
+of a task are normal; the means of the tasks lie evenly from 0.3 to 1, and their deviations from 0.25 to 0.1; a single
+task is in the middle. A run that fails has a score near 0 instead. `improvement` compares two variants that are the
+same, `improvement, apart` two that differ by a deviation in each task. `plain` are percentiles as rliable takes them,
+not widened for few seeds.
 
 rliable needs old versions of what it stands on: pip install 'rliable==1.2.0' 'pandas<3' 'arch<8', in an environment of
 its own. Both sides resample the same scores as often, each in a process of its own with one thread, and processor time
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import NormalDist
@@ -92,7 +93,8 @@ AT_ONCE = 250
 
 def tasks_of(count: int) -> tuple[Array, Array]:
     """Return means and deviations [T] of the scores of the tasks."""
-    return (np.linspace(0.3, 1.0, count), np.linspace(0.25, 0.1, count)) if count > 1 else (np.ones(1), np.ones(1))
+    place = np.linspace(0, 1, count) if count > 1 else np.array([0.5])
+    return 0.3 + 0.7 * place, 0.25 - 0.15 * place
 
 
 def draw(
@@ -319,6 +321,8 @@ def report(args: Args) -> Iterator[dict[str, Any]]:
 # ---- command line ----------------------------------------------------------------------------------------------------
 
 MEASURES = {"coverage": simulate, "bootstrap": bootstrap, "report": report}
+SETTINGS = {"coverage": ("experiments", "reps"), "bootstrap": ("reps", "repeats"), "report": ("runs", "points")}
+"""what each goes by"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -339,7 +343,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{'seeds':<34}", *(f"{n:>7}" for n in (*SEEDS, *SEEDS)), " the last three with one run in five failing")
     rows = list(MEASURES[args.what](args))
     if args.out is not None:
-        settings = {name: value for name, value in asdict(args).items() if name not in ("out", "rliable")}
+        settings = {name: getattr(args, name) for name in ("what", *SETTINGS[args.what])}
         where = {key: about[key] for key in ("time", "git", "versions", "hardware")}
         args.out.write_text(json.dumps({"settings": settings, "machine": where, "results": rows}, indent=1) + "\n")
         print(f"every number: {args.out}")

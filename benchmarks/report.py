@@ -240,7 +240,7 @@ def _history(study: Study) -> str:
     if cut or stopped:
         how = [f"{cut} {'was' if cut == 1 else 'were'} cut off without a word (killed, or the machine went down)"]
         how = how * (cut > 0) + [f"{stopped} {'was' if stopped == 1 else 'were'} stopped by a signal"] * (stopped > 0)
-        said.append(f"The sweep was made in {many(found['sessions'], 'session')}: {', '.join(how)}.")
+        said.append(f"The runs were made in {many(found['sessions'], 'session')}: {', '.join(how)}.")
     if again:
         anew = again - resumed
         how = [f"{resumed} went on from a checkpoint"] * (resumed > 0)
@@ -396,8 +396,8 @@ def write_up(study: Study, shown: Sequence[Plot], links: Sequence[str]) -> Page:
     page.add("h2", "To look at in TensorBoard" if links else "")
     page.add(
         "p",
-        "Folders are those of the machine where this report was written, seen from the report's own. A copy of the "
-        "report need not have them: the commands below make the runs again, and a report on these makes `tb`."
+        "These folders are on the machine where the report was written, `tb` beside it. A copy of the report need not "
+        "have them: the commands below make the runs again, and `report.py` on these makes `tb`."
         if links
         else "",
     )

@@ -522,6 +522,9 @@ def test_verdicts(tmp_path: Path) -> None:
     assert verdict(75, state="interrupted", why="SIGUSR2")[0] == "again"
     assert verdict(1, state="failed", why="boom") == ("failed", "exit status 1: boom")
     assert verdict(None, state="running") == ("again", "Ray: the node died")
+    assert engines.judge(Ended(run, None)) == ("again", "ended unseen")  # of a sweep that was killed, and killed itself
+    verdict(75, state="interrupted", why="SIGTERM")
+    assert engines.judge(Ended(run, None)) == ("again", "stopped by SIGTERM, saved")
     assert verdict(None, state="failed", why="boom")[0] == "failed"
     assert verdict(None, state="failed", why="boom", time=now - 1)[0] == "again"  # of the life before
     (run.dir / "log.txt").write_text("first\n\nImportError: no module named x\n\n")
