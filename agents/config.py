@@ -20,8 +20,21 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import MISSING, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from select import POLLERR, POLLHUP, poll
 from threading import current_thread, main_thread
-from typing import Any, Generic, Literal, NamedTuple, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    TextIO,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import tyro
 
@@ -112,6 +125,34 @@ def fail(message: str) -> NoReturn:
     rank = os.environ.get("RANK", "0") if "TORCHELASTIC_RUN_ID" in os.environ else "0"
     print("error:" if rank == "0" else f"error in process {rank}:", " ".join(message.split()), file=sys.stderr)
     raise SystemExit(2)
+
+
+def program(main: Callable[[], int | None]) -> NoReturn:
+    """Run a program and exit with its status. A reader of its output that leaves, as `| head` does, ends it quietly.
+
+    Such an end has the status that a shell gives for SIGPIPE. The signal itself stays ignored until then: it would end
+    a program that writes to a simulator which has died, without a word about it.
+    """
+    status: Any = None
+    try:
+        try:
+            status = main()
+        except SystemExit as stop:
+            status = stop.code
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_has_left(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when the interpreter ends
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)
+
+
+def _reader_has_left(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads any more."""
+    asked = poll()
+    asked.register(stream.fileno(), 0)
+    return any(event & (POLLERR | POLLHUP) for _, event in asked.poll(0))
 
 
 def require(condition: bool, message: str) -> None:

@@ -29,7 +29,6 @@ What differs from CleanRL and from the authors' code (github.com/mttga/purejaxql
 import math
 import random
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -855,4 +854,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    config.program(main)

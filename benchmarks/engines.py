@@ -64,7 +64,7 @@ class Job:
     def argv(self, threads: int | None) -> list[str]:
         """The command line. A run that goes on keeps its number of threads, which belongs to its settings."""
         threads = read_json(self.dir / "config.json").get("threads", threads)
-        count = ["--threads", str(threads)] if threads is not None else []
+        count = ["--threads", str(threads)] if threads else []  # 0 is the run's own choice, with the flag or without
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.ranks)]
         return [self.python, *(torchrun if self.ranks > 1 else []), self.script, *count, *self.flags]
 
@@ -213,7 +213,8 @@ def judge(ended: Ended) -> tuple[str, str]:
     if code is not None and code < 0:
         return "again", f"killed by {_signal_name(-code)}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
     if code is None and said.get("state") != "failed":
-        return "again", why or "ended unseen"
+        saved = said.get("state") == "interrupted"
+        return "again", why or (f"stopped by {said.get('why') or 'a signal'}, saved" if saved else "ended unseen")
     if job.ranks > 1 and code:  # torchrun's own status is 1 whatever has happened
         if said.get("state") == "interrupted":
             return "again", f"stopped by {said.get('why') or 'a signal'}, saved"
@@ -581,6 +582,13 @@ def groups(names: Sequence[str], ranks: int) -> list[str]:
     return [",".join(names[i : i + ranks]) for i in range(0, len(names) - ranks + 1, ranks)]
 
 
+def missing_gpus(names: Sequence[str]) -> list[str]:
+    """Return which of these GPUs this machine lacks; none of them where nobody can tell."""
+    rows = _nvidia_smi("index,uuid")
+    known = [x for x in names if x.startswith("MIG-") or any(x == row[0] or row[1].startswith(x) for row in rows)]
+    return [x for x in names if rows and x not in known]
+
+
 def gpu_memory() -> dict[str, tuple[float, float]]:
     """MiB of each GPU that are used, and that there are; nothing where that is not known."""
     rows = _nvidia_smi("index,uuid,memory.used,memory.total")
@@ -627,9 +635,11 @@ class Ray(Engine):
         os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # it kills without a word, and without end
         self.ray: Any = extra("ray", "ray")
         if not self.ray.is_initialized():
-            self.ray.init(
-                address=address or None, log_to_driver=False, include_dashboard=False, configure_logging=False
-            )
+            options = {"log_to_driver": False, "include_dashboard": False, "configure_logging": False}
+            try:
+                self.ray.init(address=address or None, **options)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise ValueError(f"no Ray cluster answers{f' at {address}' if address else ''}: {error}") from error
         self.on_gpu = share > 0
         if self.on_gpu and not self.ray.cluster_resources().get("GPU"):
             raise ValueError("the Ray cluster has no GPU: --gpus none")

@@ -199,7 +199,7 @@ def curve_plot(study: Study, overlays: Sequence[Overlay], wall: bool) -> Plot:
         said.append("Band: 95% Student-t interval of the mean, at each point on its own.")
     if any(n < BAND_FROM for n in sizes):
         said.append(f"Thin lines: single seeds, where they are fewer than {BAND_FROM} and a band would say little.")
-    if study.counts()["failed"]:
+    if any(run.state in FAILED for cell in study.cells.values() for run in cell):
         said.append("x: a run failed here; dashed, its last value counts from there on.")
     if study.counts().keys() - {"done", "failed"}:
         said.append("Dotted: a run that is not finished, and not in the mean.")
@@ -211,7 +211,20 @@ def curve_plot(study: Study, overlays: Sequence[Overlay], wall: bool) -> Plot:
     if overlays:
         said.append("Dashed grey: published mean, from other code and often other settings.")
     name, title = ("curves_time", "Learning curves over time") if wall else ("curves", "Learning curves")
-    return Plot(name, title, " ".join(said), height * rows, draw, () if direct else all_names(study, overlays))
+    caption = " ".join(said) + without(study)
+    return Plot(name, title, caption, height * rows, draw, () if direct else all_names(study, overlays))
+
+
+def without(study: Study, tasks: Iterable[str] = (), variants: Iterable[str] = ()) -> str:
+    """Say how many runs are in none of the numbers of a plot, of some tasks and variants if they are named."""
+    names, those = set(tasks) or set(study.tasks), set(variants) or set(study.variants)
+    lost = sum(run.task in names and run.variant in those for run in study.lost())
+    runs = (
+        "1 run failed before any evaluation and is"
+        if lost == 1
+        else f"{lost} runs failed before any evaluation and are"
+    )
+    return f" {runs} in none of these numbers." if lost else ""
 
 
 def span(sizes: Iterable[int]) -> str:
@@ -251,6 +264,7 @@ def iqm_plot(study: Study) -> Plot:
             label_ends(axes, ends, 2.8)
 
     caption = f"Interquartile mean over {len(study.together)} tasks and all their seeds. {_scale(study)} {BOOTSTRAPPED}"
+    caption += without(study, study.together)
     return Plot("iqm", "Sample efficiency over all tasks", caption, 3.4, draw, () if direct else all_names(study))
 
 
@@ -293,6 +307,7 @@ def aggregate_plot(study: Study) -> Plot:
             axes.margins(x=0.15)
 
     caption = f"Over {len(study.together)} tasks. {_scale(study)} Bar: 95% stratified bootstrap interval."
+    caption += without(study, study.together)
     return Plot("aggregates", "Scores over all tasks", caption, 0.75 + 0.42 * len(study.variants), draw)
 
 
@@ -313,6 +328,7 @@ def profile_plot(study: Study) -> Plot:
 
     tasks = len(study.together)
     caption = f"Share of runs above a score, over {tasks} tasks: higher is better. {_scale(study)} {BOOTSTRAPPED}"
+    caption += without(study, study.together)
     return Plot("profiles", "Performance profiles", caption, 3.2, draw, all_names(study))
 
 
@@ -334,6 +350,9 @@ def improvement_plot(study: Study) -> Plot:
     caption = (
         f"Probability that a run of the first beats one of the second on the same task, mean over {tasks} tasks; 0.5 "
         "is no difference. Bar: 95% stratified bootstrap interval."
+        + without(
+            study, {task for pair in pairs for task in study.shared(pair)}, {name for pair in pairs for name in pair}
+        )
     )
     return Plot("improvement", "Probability of improvement", caption, 0.7 + 0.42 * len(pairs), draw)
 
@@ -373,6 +392,7 @@ def difference_plot(study: Study) -> Plot:
         "Difference of mean scores: right of the line, the variant is better than its baseline. Bar: 95% Welch "
         f"interval over {sizes} seeds, each on its own: of many, one in twenty misses the truth."
         + (f" {_scale(study, tasks)}" if one_scale else "")
+        + without(study, tasks, {name for pair, _ in study.differences for name in pair})
     )
     height = 0.5 + sum(0.1 + 0.13 * n for n in rows) if dense else 0.45 + sum(0.3 + 0.36 * n for n in rows)
     named = [name for name in all_names(study) if name[0] in {name for rows in found.values() for _, name, _ in rows}]
@@ -400,7 +420,9 @@ def draw_rows(axes: Axes, found: Mapping[str, Sequence[tuple[Estimate, str, str]
 
 def plots(study: Study, overlays: Sequence[Overlay]) -> list[Plot]:
     """Return the plots that the runs allow."""
-    found = [curve_plot(study, overlays, wall=False)]
+    found = []
+    if any(len(run.data.steps) for run in study.runs):
+        found.append(curve_plot(study, overlays, wall=False))
     if study.differences:
         found.append(difference_plot(study))
     if any(pair in study.improvements for pair in study.comparisons):

@@ -57,16 +57,21 @@ class Record:
     """frames"""
     config: dict[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
+    argv: list[str] = field(default_factory=list)
+    """its command line, from the program on; empty if nobody has written it down"""
+    starts: int = 1
+    """how often a process was started for it"""
+    resumed: int = 0
+    """how many of these went on from a checkpoint"""
     series: dict[str, Series] = field(default_factory=dict)
     broken: int = 0
     """lines of metrics.csv that are not whole, and values that are not finite: not used"""
     # what `Study` makes of it
     data: Series = NOTHING
     score: float = math.nan
+    """NaN for a run that has none: it is not finished, or has no evaluation"""
     last: float = math.nan
     best: float = math.nan
-    imputed: bool = False
-    """it failed before its first evaluation, and has the score of others"""
     cut: bool = False
     """it was planned for more frames than are compared"""
 
@@ -104,6 +109,12 @@ def read_run(path: Path, name: str, metrics: Sequence[str]) -> Record | None:
     record = Record(path, name, task, variant, agent, int(seed), state, why)
     record.planned = int(settings.get("total_timesteps") or 0)
     record.config, record.manifest = settings, manifest
+    launch = read_json(path / "launch.json")
+    words = manifest.get("argv") or launch.get("argv") or []
+    program = next((index for index, word in enumerate(words) if str(word).endswith(".py")), 0)
+    record.argv = [str(word) for word in words[program:]]
+    record.resumed = len(manifest.get("resumes") or [])
+    record.starts = max(int(launch.get("starts") or 1), 1 + record.resumed)
     for metric in metrics:
         record.series[metric], broken = parse_metric(data, metric)
         record.broken += broken

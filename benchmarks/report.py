@@ -16,9 +16,10 @@ A folder may also be a tidy CSV file, a results.csv of this program or one of Fl
     tb/                      for TensorBoard: a run per variant with mean, low and high per task, and charts with bands
 
 The score of a run is the mean of its evaluations in the last 10% of the frames that are compared, by default those that
-the shortest variant was planned for. Runs that failed keep their last evaluation from there on, and are counted; a run
-that failed before its first one scores as a random policy, or as the worst evaluation of its task where that score is
-unknown. Runs that are still under way, or stopped and meant to go on, have no score yet: they are listed.
+the shortest variant was planned for. Runs that failed keep their last evaluation from there on, and are counted. A run
+that failed before its first one has no score, and none is made up: no mean has it, each says how many of the runs it is
+of, and a comparison that lacks it is no verdict. Runs that are still under way, or stopped and meant to go on, have no
+score yet. All of these are listed. Where every run has failed, the report says which, why, and how to start them again.
 
 Scores of several tasks are put together by the scale in references.csv. Where a task has none, nothing is put together
 but ranks (probability of improvement), unless `--relative` takes the least and greatest score here as the scale.
@@ -35,7 +36,7 @@ import re
 import shlex
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,6 @@ from benchmarks.records import (
     SEEDS_OF_RUNS,
     SEEDS_OF_SWEEP,
     SUCCESS,
-    Array,
     Record,
     find_runs,
     read_run,
@@ -67,7 +67,7 @@ from benchmarks.records import (
     seeds_link,
 )
 from benchmarks.stats import Bootstrap, Estimate
-from benchmarks.status import read_json
+from benchmarks.status import held, read_json
 from benchmarks.study import (
     NO_VARIANT,
     Comparison,
@@ -109,6 +109,17 @@ def sign(estimate: Estimate, middle: float = 0.0) -> str:
     return "better" if estimate.low > middle else "worse" if estimate.high < middle else "unclear"
 
 
+def sign_on(study: Study, pair: Comparison, task: str) -> str:
+    """Return better, worse or unclear on one task; unclear where runs failed before any evaluation."""
+    lost = any(study.lost(task, name) for name in pair)
+    return "unclear" if lost else sign(study.differences[pair, task])
+
+
+def many(count: int, what: str) -> str:
+    """Return `1 run` or `3,000 runs`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def verdict(study: Study) -> list[str]:
     """Return what was found, a paragraph for each comparison, and how many runs failed."""
     counts = study.counts()
@@ -116,21 +127,18 @@ def verdict(study: Study) -> list[str]:
     unfinished = counts.total() - counts["done"] - counts["failed"]
     if unfinished:
         said.append(f"**Preliminary**: {unfinished} of {counts.total()} runs are not finished and have no score yet.")
-    compared = [_compare(study, pair) for pair in study.comparisons if study.shared(pair)]
-    said += compared
-    if not compared:
+    said += [_compare(study, pair) for pair in study.comparisons]
+    if not any(study.shared(pair) for pair in study.comparisons):
         for (task, variant), cell in study.cells.items():
             mean = interval(stats.t_interval(study.scores(task, variant)))
-            said.append(f"**{variant}** on {task}: {mean} over {len(cell)} seeds.")
-    failed = [run for run in study.runs if run.state in FAILED]
-    imputed = sum(run.imputed for run in failed)
-    if failed:
-        none = f"; {imputed} had none and count as the worst that is known" if imputed else ""
-        lost = sum(math.isnan(run.score) for run in failed)
-        none += f"; {lost} are in no number, since nothing is known of their task" if lost else ""
-        said.append(
-            f"**{len(failed)} of {counts.total()} runs failed** and count with their last evaluation{none}, see below."
-        )
+            said.append(f"**{variant}** on {task}: {mean} over {many(len(cell), 'seed')}.")
+    lost = len(study.lost())
+    if counts["failed"]:
+        one = counts["failed"] - lost == 1
+        kept = f"{counts['failed'] - lost} count{'s' if one else ''} with {'its' if one else 'their'} last evaluation"
+        none = f"{lost} {'has no evaluation and is' if lost == 1 else 'have no evaluation and are'} in no number"
+        parts = [kept] * (lost < counts["failed"]) + [none] * (lost > 0)
+        said.append(f"**{counts['failed']} of {counts.total()} runs failed**: {', '.join(parts)}, see below.")
     else:
         said.append(f"None of {counts.total()} runs failed.")
     return said
@@ -139,6 +147,8 @@ def verdict(study: Study) -> list[str]:
 def _compare(study: Study, pair: Comparison) -> str:
     """What was found about one variant."""
     tasks, start = study.shared(pair), f"**{pair.variant}** against **{pair.baseline}**"
+    if not tasks:
+        return f"{start}: no verdict, since there is no task in which both have a score."
     seeds = span(len(study.cells[task, name]) for task in tasks for name in pair)
     seeds += " seed" if seeds == "1" else " seeds"
     if len(tasks) == 1:
@@ -150,7 +160,7 @@ def _compare(study: Study, pair: Comparison) -> str:
         how = sign(found)
     else:
         found = study.improvements[pair]
-        by = Counter(sign(study.differences[pair, task]) for task in tasks)
+        by = Counter(sign_on(study, pair, task) for task in tasks)
         said = (
             f"{start}: a run of it beats one of the baseline with probability {interval(found)}, over {len(tasks)} "
             f"tasks with {seeds}. By task it is better in {by['better']}, worse in {by['worse']}, "
@@ -160,9 +170,9 @@ def _compare(study: Study, pair: Comparison) -> str:
             mine, other = (number(float(study.aggregates[name]["iqm"].value)) for name in pair)
             said += f" IQM {mine} against {other}, a difference of {interval(study.gains[pair], signed=True)}."
         how = sign(found, 0.5)
-    unknown = sum(run.imputed for task in tasks for name in pair for run in study.cells[task, name])
-    if unknown:
-        return f"{said} {unknown} of these runs failed before any evaluation, so this is no verdict."
+    if lost := sum(len(study.lost(task, name)) for task in study.tasks for name in pair):
+        are = "is" if lost == 1 else "are"
+        return f"{said} {lost} more failed before any evaluation and {are} in no number, so this is no verdict."
     if math.isnan(float(found.low)):
         return f"{said} One seed says nothing about chance."
     if len(tasks) == 1:
@@ -175,20 +185,77 @@ def _compare(study: Study, pair: Comparison) -> str:
     return f"{said} {'These runs do not settle it.' if how == 'unclear' else f'So over these tasks it is {how}.'}"
 
 
-def sweep_commands(folders: Iterable[Path]) -> list[str]:
-    """Return the commands that have made the sweeps in these folders."""
-    sessions = [x for folder in folders for x in read_json(folder / "sweep.json").get("sessions") or []]
-    said = [shlex.join(["python", *map(str, x["command"])]).replace(f"{x.get('cwd')}/", "") for x in sessions]
+def sessions_of(folder: Path) -> list[dict[str, Any]]:
+    """Return how often the sweep in a folder was at work: its command, when it began and ended, and why."""
+    found = read_json(folder / "sweep.json").get("sessions")
+    return [x for x in found if isinstance(x, dict) and x.get("command")] if isinstance(found, list) else []
+
+
+def sweep_commands(folders: Iterable[Path], again: bool = False) -> list[str]:
+    """Return the commands that have made the sweeps in these folders, without where that was on whose machine.
+
+    `again`: the last one of each, as it was given and with --retry-failed.
+    """
+    said = []
+    for folder in folders:
+        for session in sessions_of(folder)[-1:] if again else sessions_of(folder):
+            words = [str(word).replace(f"{session.get('cwd')}/", "") for word in session["command"]]
+            cut = words.index("--") if "--" in words else len(words)
+            if again and "--retry-failed" not in words[:cut]:
+                words.insert(cut, "--retry-failed")
+            for index, word in enumerate(words[:cut] if not again else []):
+                flag, equals, path = word.partition("=")
+                if flag == "--out" and equals and path.startswith("/"):
+                    words[index] = f"--out={Path(path).name}"
+                elif index and words[index - 1] == "--out" and word.startswith("/"):
+                    words[index] = Path(word).name
+            said.append(shlex.join(["python", *words]))
     return list(dict.fromkeys(said))
+
+
+def history(study: Study) -> dict[str, int]:
+    """Return how often sweeps and runs were interrupted, as far as their folders tell.
+
+    A session that has left no end was killed, or its machine went down; one that is at work now does not count.
+    """
+    sessions = [x for folder in study.folders for x in sessions_of(folder)]
+    at_work = sum(held(folder / ".sweep.lock") is True for folder in study.folders)
+    again = [run for run in study.runs if run.starts > 1]
+    return {
+        "sessions": len(sessions),
+        "cut_off": max(sum("ended" not in x for x in sessions) - at_work, 0),
+        "stopped": sum(bool(x.get("stopped")) for x in sessions),
+        "runs_started_again": len(again),
+        "from_a_checkpoint": sum(run.resumed > 0 for run in again),
+    }
+
+
+def _history(study: Study) -> str:
+    """The same in words; empty where nothing was interrupted."""
+    found = history(study)
+    cut, stopped, again, resumed = (
+        found[key] for key in ("cut_off", "stopped", "runs_started_again", "from_a_checkpoint")
+    )
+    said = []
+    if cut or stopped:
+        how = [f"{cut} {'was' if cut == 1 else 'were'} cut off without a word (killed, or the machine went down)"]
+        how = how * (cut > 0) + [f"{stopped} {'was' if stopped == 1 else 'were'} stopped by a signal"] * (stopped > 0)
+        said.append(f"The runs were made in {many(found['sessions'], 'session')}: {', '.join(how)}.")
+    if again:
+        anew = again - resumed
+        how = [f"{resumed} went on from a checkpoint"] * (resumed > 0)
+        how += [f"{anew} began anew, with no checkpoint yet"] * (anew > 0)
+        said.append(f"{again} of {many(len(study.runs), 'run')} were interrupted: {', '.join(how)}.")
+    return " ".join(said)
 
 
 def commands(study: Study) -> list[str]:
     """Return the command lines that make the runs again: one for all seeds that differ in nothing else."""
     groups: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for run in sorted(study.runs, key=lambda run: not run.manifest.get("argv")):
+    for run in sorted(study.runs, key=lambda run: not run.argv):
         cell = groups[run.task, run.variant]
-        if words := run.manifest.get("argv"):
-            cell[_command([str(word) for word in words])].append(run.seed)
+        if run.argv:
+            cell[_command(run.argv)].append(run.seed)
         elif len(cell) == 1:  # it never came to say what it was asked: the same as the other seeds
             next(iter(cell.values())).append(run.seed)
     return [
@@ -293,20 +360,30 @@ def write_up(study: Study, shown: Sequence[Plot], links: Sequence[str]) -> Page:
     for plot in shown[:2]:
         page.add("figure", plot)
     page.add("h2", "Scores")
-    page.add("p", "Mean over seeds of the score of a run, [its 95% Student-t interval], and (number of seeds).")
+    page.add(
+        "p",
+        "Mean over seeds of the score of a run, [its 95% Student-t interval], and (number of seeds; 3 of 5 where two "
+        "have no score).",
+    )
     page.add("table", _score_table(study))
     if study.together:
         page.add("p", f"Over {len(study.together)} tasks, with 95% stratified bootstrap intervals:")
-        measures = [[interval(found[key]) for key in stats.AGGREGATES] for found in study.aggregates.values()]
-        rows = [[name, *cells] for name, cells in zip(study.aggregates, measures, strict=True)]
-        page.add("table", [["variant", *(key.replace("_", " ") for key in stats.AGGREGATES)], *rows])
+        rows = [
+            [name, *(interval(found[key]) for key in stats.AGGREGATES), _of(study, study.together, name)]
+            for name, found in study.aggregates.items()
+        ]
+        page.add("table", [["variant", *(key.replace("_", " ") for key in stats.AGGREGATES), "runs"], *rows])
     for plot in shown[2:]:
         page.add("figure", plot)
     page.add("h2", "Runs")
     page.add("table", _run_table(study))
+    page.add("p", _history(study))
     failed = [_failure(run) for run in study.runs if run.state in FAILED]
     page.add("p", "Failed:" if failed else "")
     page.add("table", [["run", "state", "frames", "score", "last words"], *failed] if failed else [])
+    retry = sweep_commands(study.folders, again=True) if failed else []
+    page.add("p", "What starts the failed runs again, in the folder where the sweep was started:" if retry else "")
+    page.add("pre", "\n".join(retry))
     waiting = [run for run in study.runs if run.state not in (*FAILED, "done")]
     page.add("ul", [f"{run.name}: {run.state}, {_frames(run)} frames" for run in waiting])
     page.add("ul", study.notes)
@@ -316,7 +393,14 @@ def write_up(study: Study, shown: Sequence[Plot], links: Sequence[str]) -> Page:
     page.add("h2", "How the numbers are made")
     page.add("ul", _method(study))
     page.add("table", _scale_table(study))
-    page.add("h2", "To look at in TensorBoard")
+    page.add("h2", "To look at in TensorBoard" if links else "")
+    page.add(
+        "p",
+        "These folders are on the machine where the report was written, `tb` beside it. A copy of the report need not "
+        "have them: the commands below make the runs again, and `report.py` on these makes `tb`."
+        if links
+        else "",
+    )
     page.add("ul", links)
     page.add("h2", "To run it again")
     page.add("ul", _origin(study))
@@ -328,14 +412,20 @@ def write_up(study: Study, shown: Sequence[Plot], links: Sequence[str]) -> Page:
 
 
 def _score_table(study: Study) -> list[list[str]]:
-    def cell(values: Array) -> str:
-        return f"{interval(stats.t_interval(values))} ({len(values)})" if len(values) else "-"
+    def cell(task: str, name: str) -> str:
+        values, planned = study.scores(task, name), study.counts(task, name).total()
+        said = interval(stats.t_interval(values)) if len(values) else "-"
+        return f"{said} ({_of(study, [task], name)})" if planned else said
 
-    rows = [
-        [task, f"{study.budget[task]:,}", *(cell(study.scores(task, name)) for name in study.variants)]
-        for task in study.tasks
-    ]
+    rows = [[task, f"{study.budget[task]:,}", *(cell(task, name) for name in study.variants)] for task in study.tasks]
     return [["task", "frames", *study.variants], *rows]
+
+
+def _of(study: Study, tasks: Sequence[str], variant: str) -> str:
+    """`5`, or `3 of 5` where two of the runs have no score."""
+    scored = sum(len(study.scores(task, variant)) for task in tasks)
+    planned = sum(study.counts(task, variant).total() for task in tasks)
+    return f"{scored}" if scored == planned else f"{scored} of {planned}"
 
 
 def _run_table(study: Study) -> list[list[str]]:
@@ -365,7 +455,7 @@ def _frames(run: Record) -> str:
 
 def _failure(run: Record) -> list[str]:
     words = run.why.replace(str(Path.cwd()), ".").replace(str(Path.home()), "~").replace("`", "'")
-    score = f"{number(run.score)}{' (no evaluation)' if run.imputed else ''}"
+    score = "none" if math.isnan(run.score) else number(run.score)
     return [run.name, run.state, _frames(run), score, f"`{words}`" if words else ""]
 
 
@@ -395,12 +485,12 @@ def _method(study: Study) -> list[str]:
     return [
         f"Compared is {' and '.join(sorted({f'`{metric}`' for metric in study.metric.values()}))}. The score of a run "
         "is the mean of its evaluations in the last tenth of the frames that are compared; nothing is a maximum.",
-        "A failed run keeps its last evaluation. Without one it scores as a random policy where that score is known, "
-        "else as the worst evaluation of its task here.",
+        "A failed run keeps its last evaluation. Without one it has no score, is in no number, and a comparison that "
+        "lacks it is no verdict.",
         "By task: Student-t intervals of a mean, Welch's of a difference, not corrected for the number of comparisons.",
         f"Over tasks: stratified bootstrap over the seeds of each task, {how.reps:,} resamples, seed {how.seed}, "
-        "percentiles widened for few seeds (Hesterberg 2015). `benchmarks/stats.py` says how often such intervals hold "
-        "the truth.",
+        "percentiles widened for few seeds (Hesterberg 2015). `docs/sweeps.md` has a table of how often such intervals "
+        "hold the truth.",
         "Measures: Agarwal et al., NeurIPS 2021. A task weighs the same, however many seeds it has.",
     ]
 
@@ -441,13 +531,26 @@ def write_tidy(study: Study, path: Path) -> int:
 
 
 SUMMARY = (
-    *("task", "variant", "metric", "frames", "seeds", "done", "failed", "unfinished", "mean", "t95_low", "t95_high"),
-    *("median", "min", "max", "last_mean", "best_mean", "normalised_mean", "normalised_iqm", "hours", "sps"),
+    *("task", "variant", "metric", "frames", "seeds", "done", "failed", "unfinished", "no_score"),
+    *(
+        "mean",
+        "t95_low",
+        "t95_high",
+        "median",
+        "min",
+        "max",
+        "last_mean",
+        "best_mean",
+        "normalised_mean",
+        "normalised_iqm",
+        "hours",
+        "sps",
+    ),
 )
 
 
 def write_summary(study: Study, path: Path) -> None:
-    """Write a row per task and variant. `seeds` have a score; best is the best evaluation of each, and no score."""
+    """Write a row per task and variant. `seeds` have a score, `no_score` have none; best is the best evaluation."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(SUMMARY)
@@ -467,6 +570,7 @@ def write_summary(study: Study, path: Path) -> None:
                 counts["done"],
                 counts["failed"],
                 unfinished,
+                counts.total() - len(values),
             ]
             if cell:
                 found = [*stats.t_interval(values), np.median(values), values.min(), values.max()]
@@ -497,6 +601,8 @@ def aggregate(study: Study) -> dict[str, Any]:
         "metric": study.metric,
         "frames": study.budget,
         "runs": dict(sorted(study.counts().items())),
+        "failed_before_any_evaluation": [run.name for run in study.lost()],
+        "history": history(study),
         "bootstrap": study.how._asdict(),
         "tasks_together": study.together,
         "scale": scale,
@@ -511,7 +617,7 @@ def aggregate(study: Study) -> dict[str, Any]:
                 "baseline": pair.baseline,
                 "task": task,
                 **plain(estimate),
-                "verdict": sign(estimate),
+                "verdict": sign_on(study, pair, task),
             }
             for (pair, task), estimate in study.differences.items()
         ],
@@ -530,6 +636,7 @@ def write_tensorboard(study: Study, folder: Path) -> None:
     """Write a run per variant: mean, low and high for each task, and charts that show them as a line with a band.
 
     The band is the Student-t interval over seeds; with one seed it is the line. What an earlier report left there goes.
+    Without any evaluation there is nothing to write.
     """
     for old in folder.glob("*/events.out.tfevents.*.report"):
         old.unlink()
@@ -542,19 +649,21 @@ def write_tensorboard(study: Study, folder: Path) -> None:
             ),
         )
         for task in reversed(study.tasks)  # TensorBoard shows the last one first
+        if any((task, variant) in study.cells for variant in study.variants)
     ]
     layout = layout_pb2.Layout(category=[layout_pb2.Category(title="mean and 95% interval over seeds", chart=charts)])
     metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="custom_scalars"))
     tensor = TensorProto(dtype="DT_STRING", string_val=[layout.SerializeToString()])
     head = Summary.Value(tag="custom_scalars__config__", metadata=metadata, tensor=tensor)
     found = {task: curves(study, task) for task in study.tasks}
-    for variant in study.variants:
+    variants = [name for name in study.variants if any((task, name) in study.cells for task in study.tasks)]
+    for variant in variants:
         path = folder / re.sub(r"[/\0]", "-", variant) / "events.out.tfevents.0000000000.report"
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb") as file:
             writer = RecordWriter(file)
             writer.write(Event(file_version="brain.Event:2").SerializeToString())
-            if variant == study.variants[0]:  # it holds for all runs
+            if variant == variants[0]:  # it holds for all runs
                 writer.write(Event(summary=Summary(value=[head])).SerializeToString())
             for task, variant_curves in found.items():
                 if variant in variant_curves:
@@ -574,12 +683,20 @@ def _events(task: str, curve: Curve, runs: Sequence[Record]) -> Iterator[Event]:
         yield Event(step=round(step), wall_time=at, summary=summary)
 
 
-def deep_links(study: Study, folders: Sequence[Path], out: Path) -> list[str]:
-    """Return what to type and what to open: the variants with bands; all seeds, those of a variant in one colour."""
+def deep_links(
+    study: Study, folders: Sequence[Path], out: Path, shown: Callable[[Path], str] | None = None
+) -> list[str]:
+    """Return what to type and what to open: the variants with bands; all seeds, those of a variant in one colour.
+
+    `shown` writes a folder down, by default so that it can be typed here.
+    """
+    shown = shown or _typed
+    if not any(len(run.data.steps) for run in study.runs):
+        return []
     found = [
-        f"Means with bands: `tensorboard --logdir {_shown(out / 'tb')}`, then {HOST}#custom_scalars&_smoothingWeight=0 "
+        f"Means with bands: `tensorboard --logdir {shown(out / 'tb')}`, then {HOST}#custom_scalars&_smoothingWeight=0 "
         "(smoothing would smooth the line and leave the band)"
-    ]
+    ] * bool(study.cells)
     for folder in folders:
         if not folder.is_dir():
             continue
@@ -588,7 +705,7 @@ def deep_links(study: Study, folders: Sequence[Path], out: Path) -> list[str]:
         group = SEEDS_OF_SWEEP if of_sweep else SEEDS_OF_RUNS
         tags = "|".join(sorted(set(study.metric.values())))
         found.append(
-            f"All seeds, coloured by variant: `tensorboard --logdir {_shown(logdir)}`, then {seeds_link(group, tags)}"
+            f"All seeds, coloured by variant: `tensorboard --logdir {shown(logdir)}`, then {seeds_link(group, tags)}"
         )
         for task in study.tasks[:12] if len(study.tasks) > 1 else ():
             folder_of = re.escape(re.sub(r"[^\w.-]+", "-", task))
@@ -596,17 +713,29 @@ def deep_links(study: Study, folders: Sequence[Path], out: Path) -> list[str]:
     return found
 
 
-def _shown(path: Path) -> str:
+def _typed(path: Path) -> str:
     """A path as a reader would type it from here."""
     full = path.resolve()
     return shlex.quote(str(full.relative_to(Path.cwd()) if full.is_relative_to(Path.cwd()) else full))
+
+
+def _beside(out: Path) -> Callable[[Path], str]:
+    """How a report in `out` names folders, wherever it is copied to: from its own folder on, else without the path."""
+
+    def named(path: Path) -> str:
+        full = path.resolve()
+        if full.is_relative_to(out.resolve()):
+            return shlex.quote(str(full.relative_to(out.resolve())))
+        return shlex.quote(str(Path(*full.parts[-2:]) if full.name == "runs" else full.name))
+
+    return named
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------
 
 
 def collect(folders: Sequence[Path], metric: str) -> list[Record]:
-    """Return the runs in folders and tidy files; fails if there are none, or none with a value.
+    """Return the runs in folders and tidy files; fails if there are none, or none with what they should have.
 
     Raises:
         ValueError: a file is no tidy table.
@@ -628,7 +757,9 @@ def collect(folders: Sequence[Path], metric: str) -> list[Record]:
         logs = [run.path / "metrics.csv" for run in records if (run.path / "metrics.csv").is_file()]
         known = {row[3] for log in logs[:3] for row in csv.reader(log.read_text().split("\n")[1:]) if len(row) == 7}
         has = f"; they have {', '.join(sorted(known))}" if known else ""
-        config.fail(f"none of {len(records)} runs under {where} has {' or '.join(metrics)}{has}")
+        # Runs that have all failed, or have just begun, lack it by themselves: that is for the report to say.
+        mistaken = any(run.state == "done" for run in records) or (metric != "auto" and known)
+        config.require(not mistaken, f"none of {len(records)} runs under {where} has {' or '.join(metrics)}{has}")
     return records
 
 
@@ -680,13 +811,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     (out / "aggregate.json").write_text(json.dumps(aggregate(study), indent=2) + "\n")
     write_tensorboard(study, out / "tb")
     links = deep_links(study, args.dirs, out)
-    page = write_up(study, shown, links)
+    page = write_up(study, shown, deep_links(study, args.dirs, out, _beside(out)))
     (out / "REPORT.md").write_text(page.markdown())
     (out / "report.html").write_text(page.html(folder))
-    print("\n".join(re.sub(r"\*\*|`", "", text) for text in [*verdict(study), *study.notes, "", *links, ""]))
-    print(f"{out}: REPORT.md, report.html, {len(shown)} plots, {len(study.runs)} runs, {values:,} evaluations")
+    words_of = [*verdict(study), _history(study), *study.notes, *links]
+    print("\n".join(re.sub(r"\*\*|`", "", text) for text in words_of if text) + "\n")
+    made = [many(len(shown), "plot"), many(len(study.runs), "run"), many(values, "evaluation")]
+    print(f"{out}: REPORT.md, report.html, {', '.join(made)}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    config.program(main)

@@ -19,11 +19,11 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from agents import config
+from benchmarks.programs import load, refusal
 
 FORMS = "log:LOW:HIGH, uniform:LOW:HIGH, int:LOW:HIGH or choice:A,B"
 ON, OFF = ("on", "true", "yes"), ("off", "false", "no")
@@ -148,11 +148,8 @@ def ask(
     code = "import sys; from benchmarks import space; space.answer(sys.argv[1], sys.argv[2])"
     command = [sys.executable, "-c", code, script, json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=dict(env))
-    said = done.stderr.strip().splitlines()
     if done.returncode:
-        refusals = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
-        last = said[-1] if said else f"exit status {done.returncode}"
-        raise ValueError(refusals[-1] if refusals else f"{script} cannot be asked for its settings: {last}")
+        raise ValueError(refusal(done, script))
     answers = json.loads(done.stdout.strip().splitlines()[-1])
     return [replace(dimension, **answers[dimension.name]) for dimension in space]
 
@@ -164,7 +161,8 @@ def answer(script: str, request: str) -> None:
     """
     asked = json.loads(request)
     space = [Dimension(**{**x, "options": tuple(x["options"])}) for x in asked["space"]]
-    agent = _load(script)
+    agent = load(script)
+    config.require(hasattr(agent, "Args"), f"{script} has no settings that can be searched: there is no class Args")
     hints = get_type_hints(agent.Args)
     presets = getattr(agent, "presets", None)
     plain = config.parse(agent.Args, presets, asked["flags"])
@@ -193,19 +191,6 @@ def answer(script: str, request: str) -> None:
             "inside": inside,
         }
     print("\n" + json.dumps(answers), flush=True)
-
-
-def _load(script: str) -> ModuleType:
-    """Load a program as `python script` would, but for what it does when it is run."""
-    path = Path(script)
-    sys.path.insert(0, str(path.parent))
-    module = ModuleType("searched_agent")
-    module.__file__ = script
-    sys.modules["searched_agent"] = module
-    exec(compile(path.read_bytes(), script, "exec"), module.__dict__)  # a program leaves no bytecode beside it
-    if not hasattr(module, "Args"):
-        config.fail(f"{script} has no settings that can be searched: there is no class Args")
-    return module
 
 
 def _check_name(name: str, hints: Mapping[str, Any], fixed: Sequence[str], given: set[str], agent: ModuleType) -> None:

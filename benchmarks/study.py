@@ -199,16 +199,10 @@ class Study:
 
     def _score(self, task: str) -> None:
         runs, budget = [run for run in self.runs if run.task == task], self.budget[task]
-        seen = [run.data.values.min() for run in runs if len(run.data.values)]
-        reference = self.references[task]
-        floor = reference.low if reference else float(min(seen, default=math.nan))
         for run in runs:
             run.cut = run.planned > SLACK * budget
             if len(run.data.steps):
                 run.score, run.last, run.best = score(run.data, budget, run.cut)
-            if run.state in FAILED and math.isnan(run.score):
-                run.score = run.last = run.best = floor
-                run.imputed = not math.isnan(floor)
             if run.state not in FAILED and not self._complete(run):
                 run.score = math.nan
         for variant in self.variants:
@@ -321,6 +315,17 @@ class Study:
         }
 
     # ---- remarks ----
+
+    def lost(self, *where: str) -> list[Record]:
+        """Return the runs that failed before any evaluation, of a task or variant if they are named.
+
+        They are in no mean, since any score would be made up, and without them a comparison is no verdict.
+        """
+        return [
+            run
+            for run in self.runs
+            if run.state in FAILED and math.isnan(run.score) and set(where) <= {run.task, run.variant}
+        ]
 
     def counts(self, *where: str) -> Counter[str]:
         """Return how many runs are in each state, of those of a task or variant if they are named."""
@@ -455,7 +460,7 @@ def _points(runs: Sequence[Record], budget: int, wall: bool) -> Array:
 
 def values_at(run: Record, x: Array, wall: bool = False) -> Array:
     """The values of a run at points of an axis; outside of what it has, the nearest."""
-    return np.interp(x, run.axis(wall), run.data.values) if len(run.data.steps) else np.full(len(x), run.last)
+    return np.interp(x, run.axis(wall), run.data.values)
 
 
 def iqm_curves(study: Study) -> dict[str, tuple[Array, Estimate]]:

@@ -34,7 +34,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -42,7 +42,7 @@ from typing import IO, Any, Literal, NamedTuple
 import tyro
 
 from agents import config
-from benchmarks import engines, status
+from benchmarks import engines, programs, status
 from benchmarks.engines import ROOT, Job, Verdict
 from benchmarks.records import SEEDS_OF_SWEEP, seeds_link
 from benchmarks.status import read_json, write_json
@@ -79,8 +79,8 @@ class Args:
     engine: Literal["local", "ray", "slurm"] = "local"
     """what decides where a run runs"""
     gpus: str = "auto"
-    """GPUs by number, 0,1 for instance; auto for all of this machine, none for the CPU; with ray and slurm anything but
-    none is a share of some GPU for each run"""
+    """GPUs by number, 0,1 for instance; auto for all of this machine, none for the CPU; any, with ray and slurm, for a
+    share of some GPU for each run"""
     per_gpu: int = 1
     """runs that share a GPU; more than the memory holds are not started"""
     slots: int = 0
@@ -103,7 +103,7 @@ class Args:
     """what to do about runs that were made with other settings or other code: refuse to go on, keep them and go on, or
     put them aside in OUT/replaced and run them again"""
     dry_run: bool = False
-    """print the commands and do nothing"""
+    """print the commands that would be run, and do nothing"""
 
 
 # ---- the grid --------------------------------------------------------------------------------------------------------
@@ -303,29 +303,76 @@ def difference(job: Job) -> str:
     return ""
 
 
-def resolve_mismatch(jobs: Sequence[Job], root: Path, policy: str) -> None:
-    """Keep runs of other settings or other code, or put them aside.
+def mismatched(jobs: Sequence[Job], root: Path, policy: str) -> list[Job]:
+    """Return the runs to be put aside, since they are of other settings or other code. Says what becomes of them.
 
     Raises:
         ValueError: there are some, and they are to be refused, or run at this moment.
     """
     differing = [(job, text) for job in jobs if (text := difference(job))]
     if not differing:
-        return
+        return []
     job, text = differing[0]
     count = f"{len(differing)} of {len(jobs)} runs in {root} differ from what is asked; {job.key}: {text}"
     if policy == "refuse":
         raise ValueError(f"{count}. Use another --out, or --mismatch keep, or --mismatch rerun")
-    if policy == "rerun":
-        running = [job.key for job, _ in differing if status.alive(job.dir)]
-        if running:
-            raise ValueError(f"{count}. It cannot be replaced while it runs: {running[0]}")
-        aside = root / "replaced" / time.strftime("%Y%m%d-%H%M%S")
-        for job, _ in differing:
-            target = aside / job.key
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(job.dir, target)
+    running = [job.key for job, _ in differing if status.alive(job.dir)] if policy == "rerun" else []
+    if running:
+        raise ValueError(f"{count}. It cannot be replaced while it runs: {running[0]}")
     print(f"{count}: {'kept' if policy == 'keep' else 'put aside in ' + str(root / 'replaced')}", file=sys.stderr)
+    return [job for job, _ in differing] if policy == "rerun" else []
+
+
+def put_aside(jobs: Sequence[Job], root: Path) -> None:
+    """Move runs out of the way."""
+    aside = root / "replaced" / time.strftime("%Y%m%d-%H%M%S")
+    for job in jobs:
+        target = aside / job.key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(job.dir, target)
+
+
+def to_do(jobs: Sequence[Job], aside: Sequence[Job], retry_failed: bool) -> list[Job]:
+    """Return the runs that are to be started, or gone on with."""
+    skipped = ("done",) if retry_failed else ("done", "failed")
+    anew = {job.key for job in aside}
+    return [job for job in jobs if job.key in anew or status.look(job.key, job.dir).state not in skipped]
+
+
+def check_flags(jobs: Sequence[Job], args: Args, slots: Sequence[str]) -> None:
+    """Let each agent read the flags that it will get, so that a slip of the pen costs no runs.
+
+    Raises:
+        ValueError: it refuses them.
+    """
+    env = engines.environment(slots[0] if slots else "", args.threads or engines.cores(), Path())
+    del env["TORCHINDUCTOR_CACHE_DIR"]
+    lines: dict[str, dict[str, list[str]]] = {}
+    for job in jobs:
+        words = job.argv(threads_of(args, slots))
+        name = job.key.rpartition("/seed")[0]
+        lines.setdefault(job.script, {}).setdefault(name, words[words.index(job.script) + 1 :])
+    for script, own in lines.items():
+        programs.check(script, own, env, here=args.engine == "local")
+
+
+@contextmanager
+def folder_of(root: Path) -> Iterator[None]:
+    """Make a folder, and take it away again if the sweep is refused before it has begun a run."""
+    made = [path for path in (root, *root.parents) if not path.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except (ValueError, OSError) as refused:
+        begun = any((root / name).exists() for name in ("runs", "slurm.json"))
+        if isinstance(refused, OSError):  # a full disk, perhaps while a queue has the sweep's tasks
+            begun = begun or (root / "sweep.json").exists()
+        if made and not begun:
+            shutil.rmtree(root, ignore_errors=True)
+            for path in made[1:]:
+                with suppress(OSError):
+                    path.rmdir()
+        raise
 
 
 def lock(root: Path) -> IO[str]:
@@ -356,9 +403,9 @@ def places(args: Args) -> tuple[list[str], str]:
     """Return the slots of this machine, each the names of a run's GPUs or empty, and whether runs are on gpu or cpu.
 
     Raises:
-        ValueError: a run needs more GPUs than there are, or shares in several.
+        ValueError: there are no such GPUs, or a run needs more of them than there are, or shares in several.
     """
-    names = [] if args.gpus == "none" else engines.gpus() if args.gpus == "auto" else args.gpus.split(",")
+    names = [] if args.gpus == "none" else engines.gpus() if args.gpus == "auto" else _gpus(args)
     if not names:
         return [""] * (args.slots or max(1, engines.cores() // (max(args.threads, 1) * args.ranks))), "cpu"
     if args.ranks > 1 and args.per_gpu > 1:
@@ -366,6 +413,29 @@ def places(args: Args) -> tuple[list[str], str]:
     if args.ranks > len(names) and args.engine == "local":
         raise ValueError(f"--ranks {args.ranks}: a run needs as many GPUs, there are {len(names)}")
     return engines.groups(names, args.ranks) * args.per_gpu, "gpu"
+
+
+def _gpus(args: Args) -> list[str]:
+    """Names of GPUs from "0,1"."""
+    names = [name.strip() for name in args.gpus.split(",")]
+    if args.gpus == "any" and args.engine != "local":
+        return names
+    if not all(re.fullmatch(r"\d+|(GPU|MIG)-[\w/.-]+", name) for name in names):
+        legal = "auto, none, or GPUs by number: 0,1" + ("" if args.engine == "local" else "; or any")
+        raise ValueError(f"--gpus {args.gpus}: expected {legal}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"--gpus {args.gpus}: one is there twice; --per-gpu says how many runs share a GPU")
+    if args.engine == "local" and (missing := engines.missing_gpus(names)):
+        raise ValueError(f"--gpus {args.gpus}: this machine has no GPU {missing[0]} (nvidia-smi lists those it has)")
+    return names
+
+
+def threads_of(args: Args, slots: Sequence[str]) -> int | None:
+    """Return how many CPU threads a run is told to use; None where it decides itself, or a task of Slurm does."""
+    if args.engine == "ray":
+        return args.threads or 1
+    runs = len(slots) * args.ranks if args.engine == "local" else 1
+    return args.threads or (max(1, engines.cores() // runs) if runs > 1 else None)
 
 
 def engine_of(args: Args, root: Path, slots: Sequence[str], kind: str, screen: status.Screen) -> engines.Engine:
@@ -377,17 +447,15 @@ def engine_of(args: Args, root: Path, slots: Sequence[str], kind: str, screen: s
     cache = root / ".cache" / "torchinductor"
     if args.engine == "ray":
         share = args.ranks / args.per_gpu if kind == "gpu" else 0.0
-        return engines.Ray(args.ray_address, share, args.threads or 1, cache, root / ".stop", args.ranks)
+        return engines.Ray(args.ray_address, share, threads_of(args, slots) or 1, cache, root / ".stop", args.ranks)
     if args.engine == "slurm":
         parameters = dict(text.partition("=")[::2] for text in args.slurm)
         count = parameters.get("gpus_per_node", "1")
         on_gpus = kind == "gpu" and count.isdigit()
         side_by_side = max(args.per_gpu * int(count) // args.ranks, 1) if on_gpus else max(args.slots, 1)
         per_gpu = args.per_gpu if kind == "gpu" else 0
-        return engines.Slurm(root, parameters, per_gpu, side_by_side, args.threads or None)
-    runs = len(slots) * args.ranks
-    threads = args.threads or (max(1, engines.cores() // runs) if runs > 1 else None)
-    return engines.Local(slots, threads, cache, screen.say)
+        return engines.Slurm(root, parameters, per_gpu, side_by_side, threads_of(args, slots))
+    return engines.Local(slots, threads_of(args, slots), cache, screen.say)
 
 
 def describe(jobs: Sequence[Job], todo: Sequence[Job], args: Args, slots: Sequence[str]) -> str:
@@ -438,15 +506,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         grid = grid_of(args, parsed.explicit, words[cut + 1 :])
         jobs = jobs_of(grid, root, kind, args.mismatch == "keep", args.ranks)
         if args.dry_run:
-            print("\n".join(shlex.join(job.argv(args.threads or None)) for job in jobs))
-            return 0
-        root.mkdir(parents=True, exist_ok=True)
-        with lock(root):
+            return rehearse(args, jobs, root, slots)
+        with folder_of(root), lock(root):
             return sweep(args, jobs, root, slots, kind, ["benchmarks/sweep.py", *words])
     except ValueError as error:
         config.fail(str(error))
     except OSError as error:
         config.fail(f"cannot write in {root}: {error.strerror or error}")
+
+
+def rehearse(args: Args, jobs: Sequence[Job], root: Path, slots: Sequence[str]) -> int:
+    """Print the commands that a sweep would start, each a line, and on stderr what it would do with them.
+
+    Raises:
+        ValueError: it would be refused.
+    """
+    todo = to_do(jobs, mismatched(jobs, root, args.mismatch), args.retry_failed)
+    check_flags(todo, args, slots)
+    print(f"{root}: {describe(jobs, todo, args, slots)}", file=sys.stderr, flush=True)
+    if args.engine == "slurm" and not args.threads:
+        print("where several runs share a task, it adds --threads: an equal share of its cores", file=sys.stderr)
+    for job in todo:
+        print(shlex.join(job.argv(threads_of(args, slots))))
+    return 0
 
 
 @contextmanager
@@ -469,14 +551,17 @@ def sweep(args: Args, jobs: Sequence[Job], root: Path, slots: Sequence[str], kin
         ValueError: something is missing, or the runs that are there do not belong to these.
         OSError: the disk refuses before anything is started.
     """
-    resolve_mismatch(jobs, root, args.mismatch)
+    aside = mismatched(jobs, root, args.mismatch)
+    todo = to_do(jobs, aside, args.retry_failed)
+    check_flags(todo, args, slots)
+    screen = status.Screen(root, [job.key for job in jobs])
+    engine = engine_of(args, root, slots, kind, screen) if todo else None
+    put_aside(aside, root)
     seen = {job.key: status.look(job.key, job.dir) for job in jobs}
     verdicts = {
         key: Verdict(run.state if run.state in ("done", "failed") else "unfinished", run.why)
         for key, run in seen.items()
     }
-    skipped = ("done",) if args.retry_failed else ("done", "failed")
-    todo = [job for job in jobs if seen[job.key].state not in skipped]
     record = read_json(root / "sweep.json")
     known = record.get("runs") if isinstance(record.get("runs"), list) else []
     session = {
@@ -491,17 +576,17 @@ def sweep(args: Args, jobs: Sequence[Job], root: Path, slots: Sequence[str], kin
     }
     sessions = [*(record.get("sessions") or []), session]
     runs = list(dict.fromkeys([*(known or []), *seen]))
-    write_json(root / "sweep.json", {"runs": runs, "sessions": sessions})
     stop = engines.Stop()
-    if todo:
-        screen = status.Screen(root, seen)
-        engine = engine_of(args, root, slots, kind, screen)
+    if engine is not None:
+        write_json(root / "sweep.json", {"runs": runs, "sessions": sessions})
         with hearing(stop, screen, engine):
             screen.look()
             screen.say(f"{root}: {describe(jobs, todo, args, slots)}")
-            verdicts |= engines.Drive(todo, engine, args.retries, stop, screen.say, screen.refresh).run()
-        session["ended"] = time.time()
-        write_json(root / "sweep.json", {"runs": runs, "sessions": sessions})
+            try:
+                verdicts |= engines.Drive(todo, engine, args.retries, stop, screen.say, screen.refresh).run()
+            finally:  # a session without an end was killed
+                session |= {"ended": time.time(), "stopped": stop.name}
+                write_json(root / "sweep.json", {"runs": runs, "sessions": sessions})
         if stop.name and not engine.waits_on_stop:
             print(engine.farewell())
     report(jobs, verdicts, root)
@@ -511,4 +596,4 @@ def sweep(args: Args, jobs: Sequence[Job], root: Path, slots: Sequence[str], kin
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    config.program(main)

@@ -540,9 +540,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     config.require(bool(args.task), "no task: name one with --task (--help says more)")
     config.require(bool(args.out.strip()), "--out is empty")
-    slots, _ = sweep.places(where(args))
     args = replace(args, out=str(Path(args.out).absolute()), metric=metric_of(args.task, args.metric))
     try:
+        slots, _ = sweep.places(where(args))
         optuna()
         space, script = parse(args.search), sweep.script_of(args.agent)
         sweep.refuse_reserved(flags)
@@ -561,4 +561,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    config.program(main)

@@ -129,6 +129,17 @@ def make(
     return env
 
 
+def find(task: str, backend: str = "auto", device: str | Device = "cpu") -> str:
+    """Return the backend that `make` would take, without making anything; of an environment of your own its module.
+
+    Raises:
+        TaskError: the task is unknown, or the backend or the device is missing.
+    """
+    if ":" in task and backend == "auto":
+        return task.rpartition(":")[0]
+    return _backend_of(task, "multitask" if "+" in task and backend == "auto" else backend, _device(device))
+
+
 def nearest(task: str, names: Iterable[str], count: int = 5) -> list[str]:
     """Up to `count` names that a user may have meant, the nearest first, whatever the case."""
     by_key: dict[str, list[str]] = {}

@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -306,6 +307,37 @@ def test_lists_have_words_and_numbers_are_finite(capsys: pytest.CaptureFixture[s
     assert "expected a list" in refused(capsys, "--" + listed.replace("_", "-"))
     for value in ("inf", "-inf", "nan"):
         assert "must be finite" in refused(capsys, "--lr", value)
+
+
+PRINTS = """
+import os, sys
+from agents import config
+
+def main():
+    {before}
+    for _ in range(100_000):
+        print("a line that somebody may read")
+    return 3
+
+config.program(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "reader", "status", "error"),
+    [
+        ("pass", "head -1", 141, ""),
+        ("pass", "cat", 3, ""),
+        ("sys.stdout.write('x'); sys.exit(2)", "true", 2, None),  # who left may have left before or after
+        ("raise BrokenPipeError('a simulator')", "cat", 1, "BrokenPipeError: a simulator"),
+    ],
+)
+def test_a_reader_may_leave(before: str, reader: str, status: int, error: str | None) -> None:
+    command = shlex.join([sys.executable, "-c", PRINTS.format(before=before)])
+    line = f"{command} | {reader} > /dev/null; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=ROOT)
+    assert int(done.stdout) in ({status, 141} if error is None else {status})
+    assert "Exception ignored" not in done.stderr and (done.stderr == "" if not error else error in done.stderr)
 
 
 def test_help_leaves_the_signals_as_they_were(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,7 @@ from torch.distributed import run as torch_run
 
 import envs
 from agents import config
+from benchmarks import intervals as intervals_of
 from benchmarks import records, rivals, simulators, speed, stats, study, together
 from envs.families import HUMANOIDBENCH, PLAYGROUND
 
@@ -534,7 +535,56 @@ def cost_table() -> str:
     return "\n".join(out)
 
 
-TABLES = {"flags": flag_table, "presets": preset_table, "results": result_table, "toy": toy_table, "cost": cost_table}
+def coverage_table() -> str:
+    """Return how often 95% intervals hold the truth, from coverage.json."""
+    rows = json.loads(read(RESULTS / "coverage.json"))["results"]
+    plain = {(row["tasks"], row["measure"]): row for row in rows if row["plain"]}
+    seeds = [str(n) for n in intervals_of.SEEDS]
+    heads = [f"{n} seeds" for n in seeds] + [f"{n}, some fail" for n in seeds]
+    out = ["| interval | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
+    for row in rows:
+        case = intervals_of.Case(*(row[name] for name in intervals_of.Case._fields))
+        if not case.plain:
+            other = plain.get((case.tasks, case.measure))
+            cells = [
+                f"{row[key][n]:.3f}" + (f" ({other[key][n]:.3f})" if other else "")
+                for key in ("normal", "failing")
+                for n in seeds
+            ]
+            out.append(f"| {intervals_of.name_of(case)} | {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
+def bootstrap_table() -> str:
+    """Return what intervals cost here and with rliable, from bootstrap.json."""
+    rows = json.loads(read(RESULTS / "bootstrap.json"))["results"]
+    out = [
+        f"| scores | four measures, {rows[0]['reps']:,} resamples | rliable | times | improvement, "
+        f"{rows[0]['pair_reps']:,} resamples | rliable | times |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        out.append(
+            f"| {row['seeds']} seeds x {row['tasks']} tasks "
+            f"| {row['ours_s']:.2f} s | {row['rliable_s']:.1f} s | {row['times']:.0f} "
+            f"| {1000 * row['ours_pair_s']:.1f} ms | {row['rliable_pair_s']:.1f} s | {row['pair_times']:.0f} |"
+        )
+    return "\n".join(out)
+
+
+def report_table() -> str:
+    """Return what a large report costs, from report.json."""
+    out = ["| runs | evaluations of each | seconds | of a processor | memory at most |", "|---|---|---|---|---|"]
+    for row in json.loads(read(RESULTS / "report.json"))["results"]:
+        sizes = f"{row['wall_s']:.0f} | {row['cpu_s']:.0f} | {row['peak_mib']:,.0f} MiB"
+        out.append(f"| {row['runs']:,} | {row['points']:,} | {sizes} |")
+    return "\n".join(out)
+
+
+TABLES = {
+    **{"flags": flag_table, "presets": preset_table, "results": result_table, "toy": toy_table, "cost": cost_table},
+    **{"coverage": coverage_table, "bootstrap": bootstrap_table, "report": report_table},
+}
 MARKED = re.compile(r"(<!-- table: (\w+) ([^\n]*?)-->\n)(?:(?!<!-- table).)*?(<!-- end -->)", re.DOTALL)
 
 

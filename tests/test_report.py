@@ -2,11 +2,15 @@
 
 import base64
 import csv
+import fcntl
 import io
 import json
 import math
+import os
 import re
 import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +34,7 @@ from benchmarks.report import Args, collect, main
 from benchmarks.study import Comparison, Reference, Study
 from envs.families import ATARI_SCORES, DMC
 
+ROOT = Path(report.__file__).resolve().parents[1]
 RETURN = "eval/episodic_return"
 WALKER, CHEETAH = "WalkerWalk-v1", "CheetahRun-v1"
 STEPS = [100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
@@ -287,11 +292,12 @@ def test_failed_runs_count_with_their_last_value(tmp_path: Path) -> None:
     write_run(folder / "seed5", [], seed=5, state="failed", why="out of memory")
     never_started(folder / "seed6")
     found = study_of(tmp_path)
-    assert found.scores(WALKER, "fasttd3__off").tolist() == [500, 600, 200, 900, 0, 0], "0: a random policy's, by scale"
-    assert found.counts() == {"done": 2, "failed": 4}
-    assert [run.imputed for run in found.runs] == [False] * 4 + [True] * 2
+    assert found.scores(WALKER, "fasttd3__off").tolist() == [500, 600, 200, 900], "no score is made up"
+    assert found.counts() == {"done": 2, "failed": 4} and [run.seed for run in found.lost()] == [5, 6]
     said = report.verdict(found)[-1]
-    assert "**4 of 6 runs failed**" in said and "2 had none" in said
+    assert (
+        "**4 of 6 runs failed**: 2 count with their last evaluation, 2 have no evaluation and are in no number" in said
+    )
 
 
 def test_runs_that_failed_before_any_evaluation_decide_nothing(tmp_path: Path) -> None:
@@ -299,15 +305,76 @@ def test_runs_that_failed_before_any_evaluation_decide_nothing(tmp_path: Path) -
     folder = tmp_path / "runs" / "Odd-v0" / "fasttd3__on"
     for seed in (1, 2, 3):
         write_run(folder / f"seed{seed}", [], "Odd-v0", variant="on", seed=seed, state="failed")
-    said = report.verdict(study_of(tmp_path))[0]
-    assert said.endswith("3 of these runs failed before any evaluation, so this is no verdict.")
+    said = report.verdict(study_of(tmp_path))
+    assert said[0].endswith("no verdict, since there is no task in which both have a score.")
+    assert said[1].startswith("**fasttd3__off** on Odd-v0: 70.0 [")
+    write_run(folder / "seed4", [500] * 10, "Odd-v0", variant="on", seed=4)
+    write_run(folder / "seed5", [510] * 10, "Odd-v0", variant="on", seed=5)
+    found = study_of(tmp_path)
+    said = report.verdict(found)
+    assert said[0].endswith("3 more failed before any evaluation and are in no number, so this is no verdict.")
+    assert [row["verdict"] for row in report.aggregate(found)["difference"]] == ["unclear"], "though far apart"
+    assert float(found.differences[found.comparisons[0], "Odd-v0"].low) > 400
 
 
-def test_without_a_scale_a_run_without_values_scores_as_the_worst_of_its_task(tmp_path: Path) -> None:
-    sweep(tmp_path, {("Odd-v0", "off"): [5, 7], ("Other-v0", "off"): [-900, -800]})
-    write_run(tmp_path / "runs" / "Odd-v0" / "fasttd3__on" / "seed1", [4, 3, 8], "Odd-v0", variant="on", state="failed")
-    never_started(tmp_path / "runs" / "Odd-v0" / "fasttd3__on" / "seed2")
-    assert study_of(tmp_path).scores("Odd-v0", "fasttd3__on").tolist() == [8, 3], "not -900, which is of another task"
+def test_a_run_that_failed_before_any_evaluation_is_in_no_number_anywhere(tmp_path: Path) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    cells = {(t, v): [100, 200, 300 + 100 * len(v)] for t in (WALKER, CHEETAH) for v in ("off", "on")}
+    for root in (whole, part):
+        sweep(root, cells)
+    write_run(part / "runs" / WALKER / "fasttd3__on" / "seed4", [], WALKER, 4, "on", "failed", why="boom")
+    never_started(part / "runs" / WALKER / "fasttd3__on" / "seed5")
+    for root in (whole, part):
+        assert main([str(root), "--reps", "200"]) == 0
+    one, other = (json.loads((root / "aggregate.json").read_text()) for root in (whole, part))
+    for key in ("variants", "improvement", "iqm_difference"):
+        assert one[key] == other[key], key
+    assert other["failed_before_any_evaluation"] == [f"part/runs/{WALKER}/fasttd3__on/seed{seed}" for seed in (4, 5)]
+    one, other = ({(row["task"], row["variant"]): row for row in rows(root / "summary.csv")} for root in (whole, part))
+    counts = ("failed", "no_score")
+    assert {row.pop("failed") + row.pop("no_score") for row in one.values()} == {"00"}
+    assert [other[WALKER, "fasttd3__on"][name] for name in counts] == ["2", "2"]
+    assert one == {key: {k: x for k, x in row.items() if k not in counts} for key, row in other.items()}
+    text = (part / "REPORT.md").read_text()
+    assert text.count("2 more failed before any evaluation and are in no number, so this is no verdict.") == 1
+    (row,) = (line for line in text.split("\n") if line.startswith(f"| {WALKER} | 1,000 "))
+    assert "(3) |" in row and row.endswith("(3 of 5) |")
+    (row,) = (line for line in text.split("\n") if line.startswith("| fasttd3__on | 0."))
+    assert row.endswith("| 6 of 8 |")
+    captions = re.findall(r"^\*.*\*$", text, re.M)
+    assert len(captions) == 7 and all("2 runs failed before any evaluation and are in none" in x for x in captions)
+    for picture in ("curves", "iqm", "aggregates"):  # the same lines and bars; the caption below is another
+        assert (part / "plots" / f"{picture}.png").is_file()
+    found = [study.curves(study_of(root), WALKER)["fasttd3__on"].values.tolist() for root in (whole, part)]
+    assert found[0] == found[1] and len(found[0]) == 3
+
+
+def test_where_all_runs_have_failed_the_report_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "out" / "runs" / WALKER / "fasttd3__on"
+    argv = ["/x/agents/fasttd3.py", "--env-id", WALKER, "--seed", "1", "--sem"]
+    write_run(folder / "seed1", [], variant="on", state="failed", why="ValueError: no room", argv=argv)
+    never_started(folder / "seed2")
+    launched = ["/usr/bin/python3", "-m", "torch.distributed.run", *argv[:4], "2", *argv[5:], "--run-dir", "/x"]
+    (folder / "seed2" / "launch.json").write_text(json.dumps({"argv": launched, "verdict": "failed", "why": "refused"}))
+    command = ["benchmarks/sweep.py", "--out", str(tmp_path / "out"), "--", "--sem"]
+    (tmp_path / "out" / "sweep.json").write_text(json.dumps({"sessions": [{"command": command, "ended": 1}]}))
+    assert main([str(tmp_path / "out")]) == 0
+    assert "2 of 2 runs failed: 2 have no evaluation and are in no number, see below." in capsys.readouterr().out
+    text = (tmp_path / "out" / "REPORT.md").read_text()
+    assert "**2 of 2 runs failed**" in text and "| failed | 0 of 1,000 | none | `ValueError: no room` |" in text
+    assert "/seed2 | failed | 0 | none | `refused` |" in text
+    assert f"\npython benchmarks/sweep.py --out {tmp_path}/out --retry-failed -- --sem\n" in text
+    assert f"for seed in 1 2; do python agents/fasttd3.py --env-id {WALKER} --sem --seed $seed; done" in text
+    assert "TensorBoard" not in text and not list((tmp_path / "out").rglob("*.report"))
+    assert (tmp_path / "out" / "report.html").is_file() and len(rows(tmp_path / "out" / "summary.csv")) == 1
+
+
+def test_a_sweep_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / WALKER / "fasttd3__off" / "seed1", [], state="interrupted")
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": [f"{WALKER}/fasttd3__off/seed{n}" for n in (1, 2)]}))
+    assert main([str(tmp_path)]) == 0
+    text = (tmp_path / "REPORT.md").read_text()
+    assert "**Preliminary**: 2 of 2 runs" in text and "/seed2: waiting, 0 frames" in text
 
 
 def test_unfinished_runs_have_no_score_and_are_named(tmp_path: Path) -> None:
@@ -510,11 +577,11 @@ def test_success_is_the_scale_where_the_table_says_so(tmp_path: Path) -> None:
 def test_curves_meet_the_evaluations_and_failed_runs_stay_where_they_were(tmp_path: Path) -> None:
     write_run(tmp_path / "a", range(10))
     write_run(tmp_path / "b", [2.0, 4.0, 6.0], seed=2, state="failed")
-    write_run(tmp_path / "c", [], seed=3, state="failed")
+    write_run(tmp_path / "c", [], seed=3, state="failed")  # of which nothing is known
     write_run(tmp_path / "d", [50.0] * 4, seed=4, state="interrupted")
     curve = study.curves(study_of(tmp_path), WALKER)["off"]
     assert curve.x.tolist() == STEPS
-    assert curve.values.tolist() == [[*range(10)], [2, 4, *[6] * 8], [0.0] * 10], "not the one that is unfinished"
+    assert curve.values.tolist() == [[*range(10)], [2, 4, *[6] * 8]], "not the one that is unfinished"
 
 
 def test_curves_of_different_steps_meet_between_them(tmp_path: Path) -> None:
@@ -756,6 +823,48 @@ def test_pages_escape_what_runs_say(tmp_path: Path) -> None:
     assert "<td>x | &lt;b&gt; <code>c|d</code> <strong>e</strong></td>" in text and "<title>A &lt; B</title>" in text
 
 
+def test_interruptions_are_told_by_the_records(tmp_path: Path) -> None:
+    # As a sweep leaves it that was killed twice: the third session has an end, and of its runs two had a checkpoint.
+    sweep(tmp_path, {(WALKER, "off"): [1, 2, 3, 4, 5]})
+    folder = tmp_path / "runs" / WALKER / "fasttd3__off"
+    for seed, starts, resumes in ((1, 1, 0), (2, 2, 1), (3, 3, 1), (4, 2, 0)):
+        (folder / f"seed{seed}" / "launch.json").write_text(json.dumps({"starts": starts, "ended": 1}))
+        path = folder / f"seed{seed}" / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "resumes": [{"step": 500}] * resumes}))
+    session = {"command": ["benchmarks/sweep.py", "--out=/somewhere/else/mine"], "cwd": "/nowhere", "started": 1}
+    record = tmp_path / "sweep.json"
+    record.write_text(json.dumps({"sessions": [session, session, {**session, "ended": 2}]}))
+    found = study_of(tmp_path, dirs=(tmp_path,))
+    expected = {"sessions": 3, "cut_off": 2, "stopped": 0, "runs_started_again": 3, "from_a_checkpoint": 2}
+    assert report.history(found) == expected == report.aggregate(found)["history"]
+    text = report.write_up(found, [], []).markdown()
+    assert "in 3 sessions: 2 were cut off without a word (killed, or the machine went down)." in text
+    assert "3 of 5 runs were interrupted: 2 went on from a checkpoint, 1 began anew, with no checkpoint yet." in text
+    assert "\npython benchmarks/sweep.py --out=mine\n" in text and "/somewhere" not in text
+    stopped = {**session, "ended": 2, "stopped": "SIGTERM"}
+    record.write_text(json.dumps({"sessions": [stopped, session]}))
+    assert "in 2 sessions: 1 was cut off without a word (killed, or the machine went down), 1 was" in (
+        report.write_up(found, [], []).markdown()
+    )
+    with open(tmp_path / ".sweep.lock", "w") as lock:  # the second one is at work
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert report.history(found)["cut_off"] == 0
+    record.write_text(json.dumps({"sessions": [{**session, "ended": 2}]}))
+    assert "session" not in report.write_up(found, [], []).markdown()
+
+
+def test_a_copy_of_a_report_claims_no_folder_that_it_lacks(tmp_path: Path) -> None:
+    sweep(tmp_path / "mine", {(WALKER, "off"): [1, 2]})
+    out = tmp_path / "elsewhere" / "copy"
+    for asked in ([], ["--out", str(out)]):
+        assert main([str(tmp_path / "mine"), "--reps", "50", *asked]) == 0
+    inside, copy = (path.read_text() for path in (tmp_path / "mine" / "REPORT.md", out / "REPORT.md"))
+    assert "`tensorboard --logdir tb`" in inside and "`tensorboard --logdir runs`" in inside
+    assert "`tensorboard --logdir tb`" in copy and "`tensorboard --logdir mine/runs`" in copy
+    for text in (inside, copy):
+        assert str(tmp_path) not in text and "A copy of the report need not have them" in text
+
+
 # ---- the whole report ------------------------------------------------------------------------------------------------
 
 
@@ -813,8 +922,6 @@ def test_summary_follows_from_the_results(whole: Path) -> None:
     assert len(found) == 4
     for (task, variant), row in found.items():
         last = [x[-1] for (t, v, s), x in values.items() if (t, v) == (task, variant)]
-        if (task, variant) == (WALKER, "fasttd3__off"):
-            last.append(0.0)  # seed 6, which never came to life
         if (task, variant) == (WALKER, "fasttd3__on"):
             del last[-1]  # seed 5, which is not finished
         assert int(row["seeds"]) == len(last)
@@ -858,10 +965,10 @@ def test_the_report_names_what_went_wrong(whole: Path) -> None:
     (failed,) = (line for line in text.split("\n") if line.startswith("|") and "/seed5 | failed" in line)
     assert "400 of 1,000" in failed and "'x' <b>" in failed
     (lost,) = (line for line in text.split("\n") if "/seed6 | not started" in line)
-    assert "0.00 (no evaluation)" in lost
+    assert "| 0 | none | `error: no such task` |" in lost
     assert "fasttd3__on/seed5: interrupted, 300 of 1,000 frames" in text
     assert "fasttd3__off/seed1 (1): lines of metrics.csv are broken" in text
-    assert f"{WALKER}: numbers of seeds differ (fasttd3__off 6, fasttd3__on 4)." in text
+    assert f"{WALKER}: numbers of seeds differ (fasttd3__off 5, fasttd3__on 4)." in text
     assert "| `sem` | off | on |" in text
     assert str(Path.home()) not in text.replace(str(whole), "") and "/somewhere" not in text
 
@@ -992,6 +1099,18 @@ def fails(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     return error
+
+
+def test_a_reader_of_the_report_may_leave(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a", [1] * 10)
+    command = shlex.join(
+        [sys.executable, str(ROOT / "benchmarks" / "report.py"), str(tmp_path / "runs"), "--reps", "50"]
+    )
+    line = f"{command} --out {tmp_path}/out | head -c 0; echo $((PIPESTATUS[0]))"
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert (done.stdout, done.stderr) == ("141\n", "") and (tmp_path / "out" / "report.html").is_file()
 
 
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,11 @@
 """benchmarks/stats.py against closed forms, brute force, scipy, and what rliable gave where it still ran."""
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from benchmarks import stats
+from benchmarks import intervals, report, stats
+from benchmarks.intervals import Case
 from benchmarks.stats import AGGREGATES, Bootstrap, bootstrap, difference, improvement, profile, t_interval, welch
+from benchmarks.study import Study
 
 PLAIN = Bootstrap(expand=False)
 ONE = Bootstrap(reps=1)
@@ -274,7 +279,7 @@ def test_what_rliable_gave_for_improvement() -> None:
 
 
 def test_how_often_intervals_hold_the_truth() -> None:
-    # Three seeds, where it is hardest. The tables in benchmarks/stats.py are the same with more of everything.
+    # Three seeds, where it is hardest, written out; benchmarks/intervals.py has the same with more of everything.
     rng = np.random.default_rng(1)
     one = t_interval(rng.standard_normal((3, 2000)))
     assert 0.935 < np.mean((one.low <= 0) & (one.high >= 0)) < 0.965
@@ -285,6 +290,70 @@ def test_how_often_intervals_hold_the_truth() -> None:
             found = bootstrap(tasks, stats.mean, Bootstrap(reps=400, seed=trial, expand=expand))
             hits[expand] += bool(found.low <= 0 <= found.high)
     assert 0.89 < hits[True] / 200 < 0.98 and hits[False] / 200 < hits[True] / 200 - 0.04
+
+
+def result(name: str) -> dict[str, Any]:
+    return json.loads((Path(intervals.__file__).parent / "results" / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("case", "seeds", "failing"),
+    [
+        (Case(1, "t"), 3, True),
+        (Case(1, "welch"), 5, False),
+        (Case(2, "iqm"), 3, False),
+        (Case(2, "iqm", plain=True), 3, False),
+        (Case(10, "median"), 5, False),
+        (Case(10, "improvement, apart"), 3, True),
+    ],
+)
+def test_the_table_of_coverage_is_what_a_simulation_gives(case: Case, seeds: int, failing: bool) -> None:
+    table = result("coverage")
+    assert table["settings"]["experiments"] >= 2000
+    (row,) = (row for row in table["results"] if Case(*(row[name] for name in Case._fields)) == case)
+    said, trials = row["failing" if failing else "normal"][str(seeds)], 300
+    found = intervals.coverage(case, seeds, failing, trials, reps=300, seed=1)  # other experiments than the table's
+    assert abs(found - said) < 3.5 * math.sqrt(said * (1 - said) / trials) + 0.01
+
+
+def test_the_truth_of_a_simulation() -> None:
+    # One task: normal around 0.65, and symmetric, so that the middle half has the same mean as all.
+    assert intervals.truth(Case(1, "t"), False) == pytest.approx(0.65, abs=1e-3)
+    assert intervals.truth(Case(1, "iqm"), False) == pytest.approx(0.65, abs=1e-3)
+    near_0 = 0.02 * math.sqrt(2 / math.pi)
+    assert intervals.truth(Case(10, "mean"), True) == pytest.approx(0.8 * 0.65 + 0.2 * near_0, abs=1e-3)
+    # Apart by a deviation: the difference of two runs is normal with mean 1 and variance 2.
+    known = 0.5 * (1 + math.erf(0.5))
+    assert intervals.truth(Case(10, "improvement, apart"), False) == pytest.approx(known)
+    scores = intervals.draw(np.random.default_rng(0), Case(5, "mean"), (4, 7), failing=True)
+    assert [x.shape for x in scores] == [(4, 7)] * 5
+
+
+def test_rliable_was_given_the_same_and_gave_the_same() -> None:
+    for row in result("bootstrap")["results"]:
+        assert row["points_differ"] < 1e-9 and row["ends_differ"] < 0.002, "50,000 resamples of each"
+        tasks = list(intervals.scores(*next(x for x in intervals.DATA if x[1:] == (row["seeds"], row["tasks"]))).T)
+        assert len(tasks) == row["tasks"] and {len(x) for x in tasks} == {row["seeds"]}
+
+
+def test_without_rliable_our_side_is_timed_and_it_is_said_how_to_get_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    intervals.main(["bootstrap", "--reps", "50", "--repeats", "1", "--out", str(tmp_path / "x.json")])
+    assert "pip install 'rliable==1.2.0'" in capsys.readouterr().out
+    found = json.loads((tmp_path / "x.json").read_text())["results"]
+    assert [row["seeds"] for row in found] == [10, 5, 3] and all(row["ours_s"] > 0 for row in found)
+    with pytest.raises(SystemExit):
+        intervals.main(["bootstrap", "--rliable", str(tmp_path / "python")])
+    assert "there is no such interpreter" in capsys.readouterr().err
+
+
+def test_the_runs_of_the_large_report_are_runs(tmp_path: Path) -> None:
+    intervals.write_sweep(tmp_path, runs=41, points=3)
+    found = Study(report.collect([tmp_path], "auto"), report.Args(dirs=(tmp_path,)))
+    assert len(found.runs) == 41 and len(found.tasks) == 10 and len(found.variants) == 4
+    assert {len(run.data.steps) for run in found.runs} == {3} and found.counts() == {"done": 41}
+    assert len(found.together) == 10 and len(found.comparisons) == 3, "so that all plots are drawn"
 
 
 # ---- one task --------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from agents import config
-from benchmarks import engines, status, sweep
+from benchmarks import engines, programs, status, sweep
 from benchmarks.engines import Drive, Ended, Job, Local, Stop, Verdict
 from benchmarks.status import Seen
 
@@ -126,6 +126,47 @@ write("result.json", {"step": step, "wall_s": 1.0, "eval": {}})
 if mode == "late":  # a library that crashes when the interpreter shuts down
     os.kill(os.getpid(), signal.SIGSEGV)
 say("done")
+'''
+
+
+ASKED = '''"""Says what it takes, and never runs."""
+from dataclasses import dataclass
+
+from agents import config
+
+
+@dataclass
+class Args:
+    """Settings."""
+
+    env_id: str = "A-v0"
+    """task"""
+    seed: int = 1
+    """seed"""
+    exp_name: str = "x"
+    """name"""
+    run_dir: str = ""
+    """folder"""
+    sem: bool = False
+    """switch"""
+    lr: float = 0.1
+    """number"""
+
+
+def presets(args):
+    if args.env_id.startswith("Odd"):
+        raise ValueError(f"{args.env_id} has no preset")
+    return []
+
+
+def resolve(args):
+    if args.lr > 1:
+        raise ValueError(f"--lr {args.lr}: must be at most 1")
+    return args
+
+
+if __name__ == "__main__":
+    raise AssertionError("it was run")
 '''
 
 
@@ -283,9 +324,33 @@ def test_a_rerun_skips_what_is_done(agent: Path, capfd: pytest.CaptureFixture[st
     assert "2 runs, 1 to do" in capfd.readouterr().err
     record = json.loads((agent.parent / "out" / "sweep.json").read_text())
     assert len(record["runs"]) == 2 and len(record["sessions"]) == 2
-    assert sweep.main(words(agent, "--dry-run", seeds="1 2")) == 0
-    lines = [shlex.split(line) for line in capfd.readouterr().out.splitlines() if line.startswith(sys.executable)]
-    assert [line[1] for line in lines] == [str(agent)] * 2 and "--seed" in lines[0]
+    assert sweep.main(words(agent, seeds="1 2")) == 0  # nothing to do is no session
+    assert json.loads((agent.parent / "out" / "sweep.json").read_text()) == record
+
+
+@pytest.mark.parametrize("more", [(), ("--threads", "3"), ("--slots", "2"), ("--slots", "2", "--threads", "1")])
+def test_a_dry_run_prints_what_is_run(more: tuple[str, ...], agent: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def printed(*flags: str) -> list[list[str]]:
+        assert sweep.main([*arguments, "--dry-run", *flags]) == 0
+        out, err = capfd.readouterr()
+        assert f"{len(out.splitlines())} to do" in err.splitlines()[-1]
+        return [shlex.split(line) for line in out.splitlines()]
+
+    arguments = words(agent, *more, modes="ok exit saved-once", tasks="a 'b", seeds="1-2")
+    expected = printed()
+    assert len(expected) == 12 and not (agent.parent / "out").exists()
+    assert sweep.main(arguments) == 1
+    paths = [Path(line[line.index("--run-dir") + 1]) for line in expected]
+    assert [launch(path)["argv"] for path in paths] == expected
+    assert ("--threads" in expected[0]) == bool(more) and launch(paths[2])["starts"] == 2
+    capfd.readouterr()
+    assert printed() == [], "what is done or has failed is not started again"
+    assert printed("--retry-failed") == [line for line in expected if "exit" in line]
+    assert printed("--mismatch", "rerun", "--", "--tau", "1") == [
+        [*line[:-2], "--tau", "1", *line[-2:]] for line in expected
+    ]
+    assert all(path.is_dir() for path in paths) and not (agent.parent / "out" / "replaced").exists()
+    assert "--tau was not given, is 1" in refusal([*arguments, "--dry-run", "--", "--tau", "1"], capfd)
 
 
 def test_flags_are_compared_by_what_they_mean() -> None:
@@ -329,6 +394,12 @@ def test_flags_are_compared_by_what_they_mean() -> None:
         (["--tasks", "a", "--", "--run-dir=x"], "--run-dir is what the sweep sets itself"),
         (["--tasks", "a", "--per-gpu", "0"], "--per-gpu 0"),
         (["--tasks", "a", "--retries", "-1"], "0 or above"),
+        (["--tasks", "a", "--gpus", "foo"], "--gpus foo: expected auto, none, or GPUs by number: 0,1"),
+        (["--tasks", "a", "--gpus", "foo", "--dry-run"], "--gpus foo"),
+        (["--tasks", "a", "--gpus", "any"], "--gpus any: expected auto, none, or GPUs by number: 0,1"),
+        (["--tasks", "a", "--gpus", "foo", "--engine", "ray"], "GPUs by number: 0,1; or any"),
+        (["--tasks", "a", "--gpus", "0,0"], "--per-gpu says how many runs share a GPU"),
+        (["--tasks", "a", "--gpus", "0,,1"], "--gpus 0,,1"),
         (["--taks", "a"], "did you mean --tasks?"),
         (["missing.toml"], "missing.toml"),
     ],
@@ -342,6 +413,49 @@ def test_bad_input_is_one_line(
     err = capsys.readouterr().err
     assert stop.value.code == 2 and line in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("variant", "tasks", "more", "line"),
+    [
+        ("on:--semm", "A-v0 B-v0", "", "A-v0/asked__on: unknown flag --semm; did you mean --sem?"),
+        ("on:--lr high", "A-v0", "", "A-v0/asked__on: --lr high: expected a number"),
+        ("on:--lr 7", "A-v0", "", "A-v0/asked__on: --lr 7.0: must be at most 1"),
+        ("on:--sem", "A-v0", "--gama 1", "A-v0/asked__off: unknown flag --gama"),
+        ("on:--sem", "A-v0 Odd-v0", "", "Odd-v0/asked__off: Odd-v0 has no preset"),
+        ("on:--help", "A-v0", "", "A-v0/asked__on: --help starts no run"),
+    ],
+)
+def test_flags_are_refused_before_anything_starts(
+    variant: str, tasks: str, more: str, line: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "asked.py"
+    script.write_text(ASKED)
+    grid = ["--agents", str(script), "--tasks", *tasks.split(), "--variants", "off:", variant, "--seeds", "1-2"]
+    for dry in ([], ["--dry-run"]):
+        arguments = [*grid, *dry, "--out", str(tmp_path / "new" / "out"), "--slots", "1", "--", *more.split()]
+        assert line in refusal(arguments, capfd) and [*tmp_path.iterdir()] == [script], "nothing is left"
+
+
+def test_tasks_are_refused_before_anything_starts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    grid = ["--tasks", "PointMas-v0", "--seeds", "1", "--gpus", "none", "--out", str(tmp_path / "out")]
+    line = refusal([*grid, "--", "--total-timesteps", "100"], capfd)
+    assert "PointMas-v0/fasttd3__default: no task is called 'PointMas-v0', did you mean PointMass-v0" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_agent_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(programs, "check", lambda script, lines, env, here: asked.append((script, lines, env, here)))
+    script = tmp_path / "asked.py"
+    script.write_text(ASKED)
+    grid = ["--agents", str(script), "ppo", "--tasks", "A-v0", "--variants", "a:", "b:--sem", "--seeds", "1-3"]
+    assert sweep.main([*grid, "--dry-run", "--out", str(tmp_path / "out"), "--slots", "1"]) == 0
+    assert [(Path(path).stem, here) for path, _, _, here in asked] == [("asked", True), ("ppo", True)]
+    for path, lines, env, _ in asked:
+        name = Path(path).stem
+        assert [*lines] == [f"A-v0/{name}__a", f"A-v0/{name}__b"] and env["CUDA_VISIBLE_DEVICES"] == ""
+        assert lines[f"A-v0/{name}__b"][-1] == "--sem" and "--run-dir" in lines[f"A-v0/{name}__a"]
 
 
 # ---- runs that end badly -------------------------------------------------------------------------------------------
@@ -408,6 +522,9 @@ def test_verdicts(tmp_path: Path) -> None:
     assert verdict(75, state="interrupted", why="SIGUSR2")[0] == "again"
     assert verdict(1, state="failed", why="boom") == ("failed", "exit status 1: boom")
     assert verdict(None, state="running") == ("again", "Ray: the node died")
+    assert engines.judge(Ended(run, None)) == ("again", "ended unseen")  # of a sweep that was killed, and killed itself
+    verdict(75, state="interrupted", why="SIGTERM")
+    assert engines.judge(Ended(run, None)) == ("again", "stopped by SIGTERM, saved")
     assert verdict(None, state="failed", why="boom")[0] == "failed"
     assert verdict(None, state="failed", why="boom", time=now - 1)[0] == "again"  # of the life before
     (run.dir / "log.txt").write_text("first\n\nImportError: no module named x\n\n")
@@ -723,6 +840,7 @@ def test_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep.places(sweep.Args(gpus="none", slots=3)) == ([""] * 3, "cpu")
     assert sweep.places(sweep.Args(gpus="none", threads=2, ranks=2)) == ([""] * 2, "cpu")
     assert sweep.places(sweep.Args(gpus="0,1,2,3,4", ranks=2)) == (["0,1", "2,3"], "gpu")
+    assert sweep.places(sweep.Args(gpus="GPU-aa, MIG-bb/1")) == (["GPU-aa", "MIG-bb/1"], "gpu")
     for wrong in ({"ranks": 3}, {"ranks": 2, "per_gpu": 2}):
         with pytest.raises(ValueError, match="--ranks"):
             sweep.places(sweep.Args(gpus="0,1", **wrong))
@@ -730,16 +848,21 @@ def test_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep.places(sweep.Args())[1] == "cpu"
 
 
-def test_gpus_are_found_and_handed_out(agent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_found_and_handed_out(
+    agent: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     tool = agent.parent / "nvidia-smi"
     tool.write_text(
         "#!/bin/sh\ncase $1 in\n  --query-gpu=index) echo 0; echo 1;;\n"
+        "  --query-gpu=index,uuid) echo '0, GPU-aa'; echo '1, GPU-bb';;\n"
         "  *) echo '0, GPU-aa, 100, 1000'; echo '1, GPU-bb, 700, 1000';;\nesac\n"
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{agent.parent}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert engines.gpus() == ["0", "1"]
+    assert engines.missing_gpus(["0", "GPU-b", "MIG-x", "2", "GPU-c"]) == ["2", "GPU-c"]
+    assert "this machine has no GPU 7" in refusal(words(agent, "--gpus", "0,7"), capfd)
     assert engines.gpu_memory() == {"0": (100, 1000), "GPU-aa": (100, 1000), "1": (700, 1000), "GPU-bb": (700, 1000)}
     assert sweep.main(words(agent, "--per-gpu", "2", seeds="1-4")) == 0
     for seed in range(1, 5):
@@ -747,7 +870,7 @@ def test_gpus_are_found_and_handed_out(agent: Path, monkeypatch: pytest.MonkeyPa
         assert env["CUDA_VISIBLE_DEVICES"] == env["MUJOCO_EGL_DEVICE_ID"] in ("0", "1")
         assert launch(folder(agent, seed=seed))["where"] == f"GPU {env['CUDA_VISIBLE_DEVICES']}"
     tool.write_text("#!/bin/sh\nexit 9\n")
-    assert engines.gpus() == [] and engines.gpu_memory() == {}
+    assert engines.gpus() == [] and engines.gpu_memory() == {} and engines.missing_gpus(["9"]) == []
 
 
 def test_a_gpu_is_shared_only_while_the_memory_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1197,7 +1320,42 @@ def test_engines_say_what_they_lack(
             (agent.parent / name).chmod(0o755)
     more = ["--slurm", *arguments] if arguments else []
     assert line in refusal(words(agent, "--engine", engine, *more), capfd, lines=3 if "sbatch" in line else 1)
-    assert not folder(agent).exists()
+    assert not (agent.parent / "out").exists(), "nothing is left"
+
+
+@pytest.mark.parametrize(
+    ("resources", "line"), [({}, "has no GPU: --gpus none"), (None, "no Ray cluster answers at x:1")]
+)
+def test_a_sweep_that_ray_refuses_leaves_nothing(
+    resources: dict[str, float] | None,
+    line: str,
+    agent: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    class Ray:
+        @staticmethod
+        def is_initialized() -> bool:
+            return False
+
+        @staticmethod
+        def init(**_: Any) -> None:
+            if resources is None:
+                raise ConnectionError("refused")
+
+        @staticmethod
+        def cluster_resources() -> dict[str, float]:
+            return resources or {}
+
+    assert sweep.main(words(agent)) == 0
+    before = {path: path.read_bytes() for path in agent.parent.rglob("*") if path.is_file()}
+    monkeypatch.setitem(sys.modules, "ray", Ray)
+    on_ray = ("--engine", "ray", "--gpus", "any", "--ray-address", "x:1")
+    new = [str(agent.parent / "new" / "out") if x == str(agent.parent / "out") else x for x in words(agent, *on_ray)]
+    for arguments in (new, words(agent, *on_ray, "--mismatch", "keep", seeds="1-2")):
+        assert line in refusal(arguments, capfd, lines=1 if arguments is new else 2)
+    assert {path: path.read_bytes() for path in agent.parent.rglob("*") if path.is_file()} == before
+    assert not (agent.parent / "new").exists()
 
 
 # ---- a real agent --------------------------------------------------------------------------------------------------

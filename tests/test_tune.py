@@ -150,7 +150,7 @@ class Here:
                 code = int(str(stop.code))
             finally:
                 sys.path[:] = path
-                del sys.modules["searched_agent"]
+                del sys.modules["asked_agent"]
         return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
