@@ -616,7 +616,7 @@ RUNNABLE = [(page, block) for page in PAGES for block in blocks(read(page)) if b
 
 
 def test_there_is_something_to_run() -> None:
-    assert {block.runnable for _, block in RUNNABLE} >= {"my_env.py", "robot.py", "search.py"}
+    assert {block.runnable for _, block in RUNNABLE} >= {"my_env.py", "robot.py", "walker.py", "search.py"}
 
 
 @pytest.mark.parametrize("block", [block for _, block in RUNNABLE], ids=[block.runnable for _, block in RUNNABLE])
@@ -644,6 +644,17 @@ DONE_WITH = {
             "agents.fasttd3",
             "--env-id robot:Robot --sem --size small --num-envs 4 --total-timesteps 400 --learning-starts 40 "
             "--num-updates 1 --eval-every 0 --quiet",
+        ),
+    ],
+    "walker.py": [
+        ("envs.check", "walker:Walker --steps 20"),
+        *(
+            (
+                f"agents.{agent}",
+                f"--env-id walker:Walker --symmetry --size small --num-envs 4 --total-timesteps 512 {few} --quiet "
+                "--eval-every 0",
+            )
+            for agent, few in (("fasttd3", "--sem --learning-starts 400 --num-updates 1"), ("ppo", ""))
         ),
     ],
     "search.py": [
