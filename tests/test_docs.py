@@ -616,7 +616,7 @@ RUNNABLE = [(page, block) for page in PAGES for block in blocks(read(page)) if b
 
 
 def test_there_is_something_to_run() -> None:
-    assert {block.runnable for _, block in RUNNABLE} >= {"my_env.py", "robot.py", "walker.py", "search.py"}
+    assert {block.runnable for _, block in RUNNABLE} >= {"my_env.py", "robot.py", "shaken.py", "walker.py", "search.py"}
 
 
 @pytest.mark.parametrize("block", [block for _, block in RUNNABLE], ids=[block.runnable for _, block in RUNNABLE])
@@ -656,6 +656,15 @@ DONE_WITH = {
             )
             for agent, few in (("fasttd3", "--sem --learning-starts 400 --num-updates 1"), ("ppo", ""))
         ),
+    ],
+    "shaken.py": [
+        ("envs.check", "shaken:Walker --steps 20"),
+        (
+            "agents.fasttd3",
+            "--env-id shaken:Walker --sem --size small --num-envs 4 --total-timesteps 512 --learning-starts 400 "
+            "--num-updates 1 --eval-envs 2 --eval-every 512 --quiet --run-dir trained",
+        ),
+        ("agents.play", "trained --env-id Walker2d-v5 --backend mjwarp --episodes 2 --max-steps 20"),
     ],
     "search.py": [
         ("search", "--total-timesteps 4000 --run-dir mine --quiet --sem"),
