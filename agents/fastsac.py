@@ -51,6 +51,7 @@ from agents.checkpoint import Checkpoint, rng_state, set_rng_state
 from agents.compiled import TOLERANCE, Compiled
 from agents.episodes import EpisodeStats, evaluate
 from agents.film import filmed, rehearse
+from agents.mirror import asymmetry, symmetry_of, with_images
 from agents.origin import parse, start_from
 from agents.ranks import ALONE, Ranks, join
 from agents.replay import ReplayBuffer
@@ -202,6 +203,9 @@ class Args:
     """normalise observations that are vectors by their running mean and deviation"""
     reward_norm: bool = False
     """scale rewards by the deviation of a running return"""
+    symmetry: bool = False
+    """learn from each transition and from its mirror image, in batches that are twice as large: for tasks whose
+    left-right symmetry is known (`envs.wrappers.with_symmetry`)"""
 
     # ---- networks ----
     actor_hidden: tuple[int, ...] = (512, 256, 128)
@@ -272,6 +276,8 @@ class FastSAC:
         obs_dim, critic_obs_dim = env.obs_space.shape[0], env.critic_obs_space.shape[0]
         self.num_envs, self.action_dim = env.num_envs, env.action_space.shape[0]
         self.tasks = len(env.tasks)
+        self.symmetry = env.symmetry
+        self.mirror = symmetry_of(env) if args.symmetry else None  # what is learned from has its images in it, too
         learned = args.task_embedding if self.tasks else 0
         more = learned - self.tasks if learned else 0  # features that the networks see
         actor_sem, critic_sem = sem_configs(args)
@@ -352,6 +358,9 @@ class FastSAC:
 
     def learn_norms(self, obs: Tensor, critic_obs: Tensor) -> None:
         """Learn the observation normalisers from collected observations [N, D] and [N, C]."""
+        if self.mirror is not None:
+            both = with_images({"obs": obs, "critic_obs": critic_obs}, self.mirror)
+            obs, critic_obs = both["obs"], both["critic_obs"]
         if isinstance(self.obs_norm, RunningNorm):
             self.obs_norm.update(self.ranks.gather(obs))
         if isinstance(self.critic_obs_norm, RunningNorm) and self.critic_obs_norm is not self.obs_norm:
@@ -361,7 +370,7 @@ class FastSAC:
 
     def update(self, batch: TensorDict) -> None:
         """Take a step of critics and temperature, every `policy_frequency`-th time of the actor; move the target."""
-        batch = self.prepare(batch)
+        batch = self.prepare(self.augment(batch))
         loss, next_log_prob = self.critic_loss(batch)
         self._descend("qf_loss", loss, self.critic_flat, self.critic_optimizer)
         self._count("entropy", -next_log_prob.mean())
@@ -374,10 +383,16 @@ class FastSAC:
 
     def gradient(self, batch: TensorDict) -> Tensor:
         """Return the gradients [P] of both losses on a batch, critics first."""
-        batch = self.prepare(batch)
+        batch = self.prepare(self.augment(batch))
         critic_loss, _ = self.critic_loss(batch)
         critic = self.critic_flat.gradient(critic_loss)
         return torch.cat([critic, self.actor_flat.gradient(self.actor_loss(batch))])
+
+    def augment(self, batch: TensorDict) -> TensorDict:
+        """Return a batch [B] of raw transitions with their mirror images behind them [2 B], where that is asked for."""
+        if self.mirror is None:
+            return batch
+        return TensorDict(with_images(batch.to_dict(), self.mirror), [2 * len(batch)])
 
     def prepare(self, batch: TensorDict) -> TensorDict:
         """Return the batch with normalised observations and rewards."""
@@ -500,6 +515,7 @@ class FastSAC:
         They are probed with the first 1,024 transitions of the batch, in float32. Leaves the random numbers as they
         are, so that training is the same with and without it.
         """
+        raw = batch["obs"][:PROBE]
         batch = self.prepare(batch[:PROBE])
         obs, critic_obs, action = batch["obs"], batch["critic_obs"], batch["action"]
         values = self.critic(critic_obs, action)  # or logits
@@ -530,6 +546,7 @@ class FastSAC:
             **describe_torso("actor", self.actor.torso, obs),
             **describe_torso("critic", self.critic.torso, torch.cat([critic_obs, action], -1), self.target.torso),
             **self.describe_gradients(batch),
+            **({"policy/asymmetry": asymmetry(self.act, raw, self.symmetry)} if self.symmetry else {}),
         }
 
     @torch.no_grad()

@@ -49,6 +49,7 @@ from agents.checkpoint import Checkpoint, rng_state, set_rng_state
 from agents.compiled import TOLERANCE, Compiled
 from agents.episodes import EpisodeStats, evaluate
 from agents.film import filmed, rehearse
+from agents.mirror import asymmetry, symmetry_of, with_images
 from agents.origin import parse, start_from
 from agents.ranks import ALONE, Ranks, join
 from agents.replay import ReplayBuffer
@@ -191,6 +192,9 @@ class Args:
     """normalise observations that are vectors by their running mean and deviation"""
     reward_norm: bool = False
     """scale rewards by the deviation of a running return"""
+    symmetry: bool = False
+    """learn from each transition and from its mirror image, in batches that are twice as large: for tasks whose
+    left-right symmetry is known (`envs.wrappers.with_symmetry`)"""
 
     # ---- networks ----
     actor_hidden: tuple[int, ...] = (512, 256, 128)
@@ -258,6 +262,8 @@ class FastTD3:
         obs_dim, critic_obs_dim = env.obs_space.shape[0], env.critic_obs_space.shape[0]
         action_dim = env.action_space.shape[0]
         self.tasks = len(env.tasks)
+        self.symmetry = env.symmetry
+        self.mirror = symmetry_of(env) if args.symmetry else None  # what is learned from has its images in it, too
         learned = args.task_embedding if self.tasks else 0
         more = learned - self.tasks if learned else 0  # features that the networks see
         actor_sem, critic_sem = sem_configs(args)
@@ -331,6 +337,9 @@ class FastTD3:
 
     def learn_norms(self, obs: Tensor, critic_obs: Tensor) -> None:
         """Learn the observation normalisers from collected observations [N, D] and [N, C]."""
+        if self.mirror is not None:
+            both = with_images({"obs": obs, "critic_obs": critic_obs}, self.mirror)
+            obs, critic_obs = both["obs"], both["critic_obs"]
         if isinstance(self.obs_norm, RunningNorm):
             self.obs_norm.update(self.ranks.gather(obs))
         if isinstance(self.critic_obs_norm, RunningNorm) and self.critic_obs_norm is not self.obs_norm:
@@ -344,7 +353,7 @@ class FastTD3:
 
     def update(self, batch: TensorDict) -> None:
         """Take one step of the critics, every `policy_frequency`-th time one of the actor, and move the target."""
-        batch = self.prepare(batch)
+        batch = self.prepare(self.augment(batch))
         self._descend(0, self.critic_loss(batch), self.critic_flat, self.critic_optimizer)
         self.updates += 1
         if self.updates % self.args.policy_frequency == 0:
@@ -353,9 +362,15 @@ class FastTD3:
 
     def gradient(self, batch: TensorDict) -> Tensor:
         """Return the gradients [P] of both losses on a batch, critics first."""
-        batch = self.prepare(batch)
+        batch = self.prepare(self.augment(batch))
         critic = self.critic_flat.gradient(self.critic_loss(batch))
         return torch.cat([critic, self.actor_flat.gradient(self.actor_loss(batch))])
+
+    def augment(self, batch: TensorDict) -> TensorDict:
+        """Return a batch [B] of raw transitions with their mirror images behind them [2 B], where that is asked for."""
+        if self.mirror is None:
+            return batch
+        return TensorDict(with_images(batch.to_dict(), self.mirror), [2 * len(batch)])
 
     def prepare(self, batch: TensorDict) -> TensorDict:
         """Return the batch with normalised observations and rewards."""
@@ -450,6 +465,7 @@ class FastTD3:
         They are probed with the first 1,024 transitions of the batch, in float32, without smoothing noise. Draws no
         random numbers, so that training is the same with and without it.
         """
+        raw = batch["obs"][:PROBE]
         batch = self.prepare(batch[:PROBE])
         obs, critic_obs, action = batch["obs"], batch["critic_obs"], batch["action"]
         logits = self.critic(critic_obs, action)
@@ -469,6 +485,7 @@ class FastTD3:
             **describe_torso("actor", self.actor.torso, obs),
             **describe_torso("critic", self.critic.torso, torch.cat([critic_obs, action], -1), self.target.torso),
             **self.describe_gradients(batch),
+            **({"policy/asymmetry": asymmetry(self.act, raw, self.symmetry)} if self.symmetry else {}),
         }
 
     @torch.no_grad()

@@ -48,6 +48,7 @@ from agents.checkpoint import Checkpoint, rng_state, set_rng_state
 from agents.compiled import TOLERANCE, Compiled
 from agents.episodes import EpisodeStats, evaluate
 from agents.film import filmed, rehearse
+from agents.mirror import asymmetry, symmetry_of, with_images
 from agents.origin import parse, start_from
 from agents.ranks import ALONE, Ranks, join
 from agents.run import EXIT_STATUS, Run, crossed, explain, share_run
@@ -182,6 +183,9 @@ class Args:
     """scale rewards by the deviation of a running return"""
     reward_clip: float = 10.0
     """bound of scaled rewards"""
+    symmetry: bool = False
+    """learn from each transition and from its mirror image, in batches that are twice as large: for tasks whose
+    left-right symmetry is known (`envs.wrappers.with_symmetry`)"""
 
     # ---- networks ----
     actor_hidden: tuple[int, ...] = (512, 256, 128)
@@ -263,6 +267,8 @@ class PPO:
         self.ranks = ranks
         self.device = env.device
         self.images = len(env.obs_space.shape) > 1
+        self.symmetry = env.symmetry
+        self.mirror = symmetry_of(env) if args.symmetry else None  # what is learned from has its images in it, too
         if args.amp == "auto":  # small layers gain nothing, and the ratio of two policies is a small difference
             args = replace(args, amp="bfloat16" if self.images and machine.fast_bfloat16(args.device) else "off")
         self.args = args
@@ -332,10 +338,15 @@ class PPO:
     @torch.no_grad()
     def act(self, obs: Tensor) -> Tensor:
         """Return the policy's actions [B, A] or [B] for raw observations, most likely ones or as `eval_sample` says."""
+        policy = self.policy(obs)
+        return policy.sample() if self.args.eval_sample else policy.mode()
+
+    @torch.no_grad()
+    def policy(self, obs: Tensor) -> Gaussian | Categorical:
+        """Return the policy for raw observations."""
         obs = self.normalise(obs, self.obs_norm)
         with self.autocast:
-            policy: Gaussian | Categorical = self.actor(self.features(obs, obs)[0])
-        return policy.sample() if self.args.eval_sample else policy.mode()
+            return self.actor(self.features(obs, obs)[0])
 
     @torch.no_grad()
     def explore(self, obs: Tensor, critic_obs: Tensor) -> dict[str, Tensor]:
@@ -381,10 +392,12 @@ class PPO:
     @torch.no_grad()
     def observe(self, steps: Sequence[Step]) -> None:
         """Learn the normalisers from the steps of a rollout."""
-        if isinstance(self.obs_norm, RunningNorm):
-            self.obs_norm.update(self.ranks.gather(torch.cat([step.obs for step in steps])))
-        if isinstance(self.critic_obs_norm, RunningNorm) and self.critic_obs_norm is not self.obs_norm:
-            self.critic_obs_norm.update(self.ranks.gather(torch.cat([step.critic_obs for step in steps])))
+        for norm, view in ((self.obs_norm, "obs"), (self.critic_obs_norm, "critic_obs")):
+            if isinstance(norm, RunningNorm) and (view == "obs" or norm is not self.obs_norm):
+                seen = {view: torch.cat([getattr(step, view) for step in steps])}
+                # With their images, statistics are symmetric, and to mirror is the same before and after normalising.
+                seen = seen if self.mirror is None else with_images(seen, self.mirror)
+                norm.update(self.ranks.gather(seen[view]))
         if isinstance(self.reward_scale, RewardScale):
             done = torch.stack([step.terminated | step.truncated for step in steps], 1)  # [N, T]
             reward = torch.stack([step.reward for step in steps], 1)
@@ -426,7 +439,7 @@ class PPO:
         for _ in range(args.update_epochs):
             order = torch.randperm(rollout.numel(), device=self.device).view(args.num_minibatches, -1)
             shuffled = {name: take(x, order.flatten()) for name, x in flat.items()}
-            columns = self.prepare({name: x.unflatten(0, order.shape) for name, x in shuffled.items()})
+            columns = self.prepare(self.augment({name: x.unflatten(0, order.shape) for name, x in shuffled.items()}))
             seen = []
             for rows in zip(*(x.unbind() for x in columns.values()), strict=True):
                 batch = dict(zip(columns, rows, strict=True))
@@ -435,7 +448,7 @@ class PPO:
                     self.flat.clip(args.max_grad_norm)
                 self.optimizer.step()
                 if args.lr_schedule == "adaptive":
-                    self.follow(self.ranks.sum_((divergence(seen[-1].log_ratio) * batch["weight"]).sum()))
+                    self.follow(self.ranks.sum_(self.divergence(seen[-1].log_ratio, batch["weight"])))
             losses = self.ranks.sum_(self.losses(columns, Seen(*map(torch.stack, zip(*seen, strict=True)))))
             self.loss_sum += losses.sum(0)
             self.loss_count += len(seen)
@@ -445,9 +458,27 @@ class PPO:
     def gradient(self, rollout: TensorDict) -> Tensor:
         """Return the gradient [P] on as many rows of a rollout as a minibatch has, and leave it in its place."""
         size = rollout.numel() // self.args.num_minibatches
-        self.differentiate(self.prepare({name: x[:size] for name, x in rollout.flatten().items()}))
+        self.differentiate(self.prepare(self.augment({name: x[:size] for name, x in rollout.flatten().items()})))
         assert self.flat.vector.grad is not None
         return self.flat.vector.grad
+
+    def augment(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return minibatches [..., B] with their mirror images behind them [..., 2 B], where that is asked for.
+
+        An image has the advantage, the old log-probability and the value of its original. Source: rsl_rl.
+        """
+        return columns if self.mirror is None else with_images(columns, self.mirror, columns["valid"].ndim - 1)
+
+    def divergence(self, log_ratio: Tensor, weight: Tensor) -> Tensor:
+        """Return the mean of `divergence` over minibatches [..., B]: [...].
+
+        Mirror images are left out: the old policy has drawn none of them, so what it thinks of them is no measure of
+        how far it has moved.
+        """
+        if self.mirror is not None:
+            rows = log_ratio.shape[-1] // 2
+            log_ratio, weight = log_ratio[..., :rows], 2 * weight[..., :rows]
+        return (divergence(log_ratio) * weight).sum(-1)
 
     def prepare(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return minibatches [..., B] with all that does not change while they are learned from.
@@ -509,7 +540,10 @@ class PPO:
             error = error.maximum((value.clamp(columns["low"], columns["high"]) - columns["target"]).square())
         clipped = ((ratio - 1).abs() > self.args.clip_coef).to(ratio.dtype)
         rows = torch.stack([-gain, 0.5 * error, entropy, divergence(log_ratio), clipped], -2)
-        return (rows @ columns["weight"][..., None])[..., 0]
+        losses = (rows @ columns["weight"][..., None])[..., 0]
+        if self.mirror is not None:
+            losses[..., LOSSES.index("approx_kl")] = self.divergence(log_ratio, columns["weight"])
+        return losses
 
     def follow(self, kl: Tensor) -> None:
         """Move the learning rate so that the divergence comes near the desired one; on the device, without a look."""
@@ -552,6 +586,10 @@ class PPO:
             features, critic_features = self.features(obs, critic_obs)
             policy = self.actor(features)
         out |= self.describe_gradients(probe, policy)
+        if self.symmetry is not None:
+            norm = self.obs_norm
+            raw = obs / norm.scale + norm.mean if isinstance(norm, RunningNorm) else obs
+            out["policy/asymmetry"] = asymmetry(lambda x: self.policy(x).mode(), raw, self.symmetry)
         if isinstance(policy, Gaussian):
             out["charts/action_std"] = policy.log_std.exp().mean()
         with self.autocast:

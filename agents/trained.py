@@ -101,6 +101,7 @@ def settings(trained: Any, device: str = "auto", env_id: str | None = None, back
         "eval_every": 0,
         "video_every": 0,
         "compile": False,
+        "symmetry": False,  # of learning alone
         "buffer_size": tasks_in(env_id or trained.env_id) * (getattr(trained, "n_step", 1) + 1),
     }
     return replace(trained, **{f.name: changes[f.name] for f in fields(trained) if f.name in changes})

@@ -59,6 +59,27 @@ class Step(NamedTuple):
     where `terminated` also marks a lost life)."""
 
 
+class Mirror(NamedTuple):
+    """A reflection of vectors: entry i of the image is `sign[i]` times entry `source[i]`. Twice, it changes nothing."""
+
+    source: Tensor
+    """[D] int64"""
+    sign: Tensor | None
+    """[D] float32, 1 or -1; None where numbers of discrete actions are reflected, whose images are in `source`"""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the images of [..., D], or of discrete actions [...]."""
+        return self.source[x] if self.sign is None else x[..., self.source] * self.sign
+
+
+class Symmetry(NamedTuple):
+    """The left-right symmetry of a task: mirrored actions in mirrored states earn and lead to the mirror image."""
+
+    obs: Mirror
+    critic_obs: Mirror
+    action: Mirror
+
+
 class Spec(NamedTuple):
     """What a task looks like, without making it; fields are those of `VecEnv`."""
 
@@ -92,6 +113,8 @@ class VecEnv(ABC):
     tasks: Mapping[str, slice] = {}
     """which environments have which task, where there are several: in this order a one-hot vector, the end of each
     observation, says which"""
+    symmetry: Symmetry | None = None
+    """how observations and actions look in a mirror, where the task is the same in it: `envs.wrappers.with_symmetry`"""
     deterministic: bool = True
     """the same seed and actions give the same rollout, bit for bit"""
     snapshots: bool = False

@@ -7,7 +7,7 @@ them. On a CPU the same seed and actions give the same rollout; on a GPU they do
 """
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 from envs.base import Step, TaskError, VecEnv, spawn_seeds, vector_space
 from envs.host import check_count, one_line
 from envs.mjwarp_tasks import TASKS, Draws, Physics, Task
+from envs.mjwarp_variants import INERTIA, Variants
 from envs.pictures import Pictures
 
 INSTALL = "pip install 'semrl[mjwarp]'"
@@ -52,7 +53,8 @@ def make(task: str, num_envs: int, seed: int, device: torch.device, **options: A
         seed: of the run.
         device: where the physics is computed: a CPU or a CUDA device.
         options: Gymnasium's, with its names and defaults, except those for rendering; `max_episode_steps`; `nconmax`
-            and `njmax`, room for contacts and rows of constraints per world.
+            and `njmax`, room for contacts and rows of constraints per world; `randomise` and `variants`, see
+            `MjwarpEnv`.
 
     Raises:
         TaskError: MuJoCo Warp is missing, the task or an option is unknown, or a value is not legal.
@@ -70,6 +72,9 @@ class MjwarpEnv(VecEnv):
         num_envs: N.
         seed: of the run.
         device: a CPU or a CUDA device.
+        randomise: lowest and highest factor of physical quantities, by the names in `mjwarp_variants.SCALED`. Each
+            episode begins in a model of a pool, whose factors are drawn evenly.
+        variants: models in that pool.
         options: attributes of the class to replace.
 
     Raises:
@@ -80,7 +85,16 @@ class MjwarpEnv(VecEnv):
     snapshots = True
     max_episode_steps: int
 
-    def __init__(self, kind: type[Task], num_envs: int, seed: int, device: torch.device, **options: Any) -> None:
+    def __init__(
+        self,
+        kind: type[Task],
+        num_envs: int,
+        seed: int,
+        device: torch.device,
+        randomise: Mapping[str, Sequence[float]] | None = None,
+        variants: int = 128,
+        **options: Any,
+    ) -> None:
         self.task = kind.__name__
         self.num_envs = check_count("num_envs", num_envs)
         self.device = device
@@ -92,7 +106,7 @@ class MjwarpEnv(VecEnv):
         for name in ("frame_skip", "max_episode_steps", "nconmax", "njmax"):
             check_count(name, getattr(self._task, name))
         self.max_episode_steps = self._task.max_episode_steps
-        self._physics = WarpPhysics(self._task, num_envs, device)
+        self._physics = WarpPhysics(self._task, num_envs, device, randomise or {}, check_count("variants", variants))
         low, high = self._physics.control_range
         self._centre, self._scale = (high + low) / 2, (high - low) / 2
         self.action_space = Box(-1, 1, (len(low),), np.float32)
@@ -101,6 +115,10 @@ class MjwarpEnv(VecEnv):
 
         self._generator = torch.Generator(device)
         self._draws = Draws(num_envs, self._generator)
+        self._pool: dict[str, Tensor] = {}  # [variants, ...] of the models, by the arrays that differ
+        self._pool_seed = -1
+        self._chooser = torch.Generator(device)
+        self._chosen = torch.zeros(num_envs, dtype=torch.int64, device=device)  # the model of each world
         self._seed(seed)
         self._elapsed = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._obs = torch.empty(0, device=device)  # what to act on; none before the first reset
@@ -112,6 +130,16 @@ class MjwarpEnv(VecEnv):
 
     def _seed(self, seed: int) -> None:
         self._generator.manual_seed(spawn_seeds(seed, 1, MjwarpEnv.backend)[0])
+        self._chooser.manual_seed(spawn_seeds(seed, 1, "physics")[0])
+        self._fill(seed)
+
+    def _fill(self, seed: int) -> None:
+        """Make the pool of models of a seed."""
+        variants = self._physics.variants
+        if variants is not None and seed != self._pool_seed:
+            pool = {name: torch.from_numpy(rows).to(self.device) for name, rows in variants.pool(seed).items()}
+            self._pool = {name: rows.reshape(-1, *self._physics.models[name].shape[1:]) for name, rows in pool.items()}
+            self._pool_seed = seed
 
     @torch.no_grad()
     def reset(self, seed: int | None = None) -> tuple[Tensor, Tensor]:
@@ -168,10 +196,19 @@ class MjwarpEnv(VecEnv):
     def _begin(self, mask: Tensor) -> None:
         """Begin new episodes where the [N] mask is True."""
         physics = self._physics
+        if self._pool:
+            drawn = torch.randint(len(self._pool[INERTIA]), mask.shape, generator=self._chooser, device=self.device)
+            self._become(torch.where(mask, drawn, self._chosen))
         first = physics.initial | self._task.start(physics, self._draws)
         for name, rows in physics.state.items():
             rows.copy_(pick(mask, first[name], rows))
         physics.refresh()
+
+    def _become(self, chosen: Tensor) -> None:
+        """Give each world the model with that number in the pool."""
+        self._chosen = chosen
+        for name, rows in self._physics.models.items():
+            rows.copy_(self._pool[name][chosen])
 
     def render(self, index: int = 0, size: tuple[int, int] | None = None, camera: int | None = None) -> np.ndarray:
         """Return a picture of one world, drawn by MuJoCo.
@@ -188,7 +225,11 @@ class MjwarpEnv(VecEnv):
         """Return the MuJoCo model of one world, and its state now, see `VecEnv.mujoco`."""
         state = self._physics.state
         names = [name for name in ("qpos", "mocap_pos", "mocap_quat") if name in state]
-        return self._physics.model, {name: state[name][index].cpu().numpy() for name in names}
+        variants, chosen = self._physics.variants, self._chosen[index]
+        model = self._physics.model
+        if variants is not None:
+            model = variants.model({name: rows[chosen].cpu().numpy() for name, rows in self._pool.items()})
+        return model, {name: state[name][index].cpu().numpy() for name in names}
 
     def close(self) -> None:
         """Release what draws. Safe to call twice."""
@@ -234,7 +275,13 @@ class MjwarpEnv(VecEnv):
             "physics": {name: rows.clone() for name, rows in self._physics.state.items()},
             "episodes": {name: rows.clone() for name, rows in own.items()},
             "generator": self._generator.get_state(),
+            **(self._models_state() if self._pool else {}),
         }
+
+    def _models_state(self) -> dict[str, Any]:
+        """Return what says which model each world has, and which ones come."""
+        seed, chooser = torch.tensor(self._pool_seed), self._chooser.get_state()
+        return {"models": {"seed": seed, "chosen": self._chosen.clone(), "chooser": chooser}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict` of an environment of the same task, N and device type.
@@ -246,6 +293,13 @@ class MjwarpEnv(VecEnv):
         found = {name: tuple(rows.shape) for name, rows in state["physics"].items()}
         if found != expected:
             raise TaskError(f"the state is of another task or number of environments: {found}, expected {expected}")
+        if ("models" in state) != bool(self._pool):
+            raise TaskError("the state is of worlds whose physics are randomised, or these are: not of both")
+        if self._pool:
+            models = state["models"]
+            self._fill(int(models["seed"]))
+            self._become(models["chosen"].to(self.device, copy=True))
+            self._chooser.set_state(models["chooser"].cpu())
         for name, rows in self._physics.state.items():
             rows.copy_(state["physics"][name])
         episodes = {name: rows.to(self.device, copy=True) for name, rows in state["episodes"].items()}
@@ -260,12 +314,16 @@ class WarpPhysics(Physics):
         task: whose model, sizes and arrays these are.
         num_worlds: N.
         device: a CPU or a CUDA device.
+        ranges: of factors of physical quantities, see `Variants`; none for worlds that are all alike.
+        variants: models that `Variants` makes.
 
     Raises:
-        TaskError: MuJoCo Warp is missing, or it cannot use the model, the device or the sizes.
+        TaskError: MuJoCo Warp is missing, or it cannot use the model, the device, the sizes or the ranges.
     """
 
-    def __init__(self, task: Task, num_worlds: int, device: torch.device) -> None:
+    def __init__(
+        self, task: Task, num_worlds: int, device: torch.device, ranges: Mapping[str, Sequence[float]], variants: int
+    ) -> None:
         if device.type not in ("cpu", "cuda"):
             raise TaskError(f"device is {device}, but MuJoCo Warp has only cpu and cuda")
         self._mujoco, self._mjw, self._wp = load()
@@ -273,9 +331,12 @@ class WarpPhysics(Physics):
         self._reads = set(task.reads)
         self._frame_skip = task.frame_skip
         model = self._compile(task)
+        self.variants = Variants(self._mujoco, self._mjw.Model, model, ranges, variants) if ranges else None
+        """how models of the worlds are made; None where all have the same"""
+        differing = self.variants.names if self.variants else []
         try:
             with self._wp.ScopedDevice(self._device):
-                self._model = self._mjw.put_model(model)
+                self._model = self._mjw.put_model(model, dict.fromkeys(differing, num_worlds))
                 self._data = self._mjw.make_data(model, num_worlds, nconmax=task.nconmax, njmax=task.njmax)
         except (NotImplementedError, RuntimeError, ValueError) as error:
             raise TaskError(f"MuJoCo Warp cannot make {task.xml_file[:60]}: {one_line(error)}") from error
@@ -291,6 +352,13 @@ class WarpPhysics(Physics):
         super().__init__(
             model, task.frame_skip, self.state | {name: self._view(name) for name in self._reads | {"ctrl"}}
         )
+        self.models = {name: self._wp.to_torch(getattr(self._model, name)) for name in differing}
+        """views of what differs between the models of the worlds; may be written into"""
+        if self.variants:
+            self.models[INERTIA] = torch.full((num_worlds,), model.stat.meaninertia, device=device)
+            self._model.stat.meaninertia = self._wp.from_torch(self.models[INERTIA])
+        if "body_mass" in self.models:
+            self.body_mass = self.models["body_mass"]
         self._overflow = self._view("overflow")
         self._bits = torch.tensor([*OVERFLOWS, OTHER_OVERFLOWS], dtype=torch.int32, device=device)
         self.step = self._record(self._advance)

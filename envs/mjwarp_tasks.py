@@ -76,7 +76,7 @@ class Physics:
         self.qpos0 = self.qpos.new_tensor(model.qpos0)
         """[nq] the model's own pose"""
         self.body_mass = self.qpos.new_tensor(model.body_mass)
-        """[nbody]"""
+        """[nbody], or [N, nbody] where masses are randomised"""
 
     def __getattr__(self, name: str) -> Tensor:
         raise AttributeError(f"physics.{name} is not there: name it in the task's `reads`, or look for a typing error")
@@ -405,7 +405,8 @@ class Humanoid(Humanlike, Walker):
 
     def position(self, physics: Physics) -> Tensor:
         """X of the centre of mass, one physics step late."""
-        return (physics.xipos[..., 0] @ physics.body_mass / physics.body_mass.sum())[:, None]
+        mass = physics.body_mass
+        return ((physics.xipos[..., 0] * mass).sum(1) / mass.sum(-1))[:, None]
 
     def healthy(self, physics: Physics) -> Tensor:
         """By height."""

@@ -15,7 +15,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from envs.base import Step, TaskError, VecEnv, spawn_seeds, vector_space
+from envs.base import Mirror, Step, Symmetry, TaskError, VecEnv, spawn_seeds, vector_space
 
 State = dict[str, Tensor]
 """[N, ...] tensors; never written into, so that observations of it stay as they are"""
@@ -61,6 +61,8 @@ class TorchEnv(VecEnv):
     step_limit: ClassVar[int]
     """default of `max_episode_steps`"""
     max_episode_steps: int
+    signs: ClassVar[Mapping[str, Sequence[int]]] = {}
+    """of obs, critic_obs and action in a mirror, where the task is the same in one"""
 
     def __init__(self, num_envs: int, seed: int, device: torch.device, max_episode_steps: int | None = None) -> None:
         limit = self.step_limit if max_episode_steps is None else max_episode_steps
@@ -69,6 +71,9 @@ class TorchEnv(VecEnv):
         self.num_envs = num_envs
         self.device = device
         self.max_episode_steps = limit
+        if self.signs:
+            views = (torch.tensor(self.signs[name], dtype=torch.float32, device=device) for name in Symmetry._fields)
+            self.symmetry = Symmetry(*(Mirror(torch.arange(len(sign), device=device), sign) for sign in views))
         self._generator = torch.Generator(device)
         self._seed(seed)
         self._state: State = {}
@@ -189,6 +194,11 @@ class PointMass(TorchEnv):
     obs_space = vector_space(6)
     critic_obs_space = obs_space
     action_space = Box(-1, 1, (2,), np.float32)
+    signs: ClassVar[Mapping[str, Sequence[int]]] = {
+        "obs": 3 * (-1, 1),
+        "critic_obs": 3 * (-1, 1),
+        "action": (-1, 1),
+    }
 
     DT = 0.1
     FORCE = 3.0
@@ -219,6 +229,7 @@ class PointMassPrivileged(PointMass):
 
     obs_space = vector_space(4)
     critic_obs_space = vector_space(6)
+    signs: ClassVar[Mapping[str, Sequence[int]]] = {**PointMass.signs, "obs": 2 * (-1, 1)}
 
     NOISE = 0.05
 
@@ -248,6 +259,7 @@ class ClosedForm(TorchEnv):
     obs_space = vector_space(1)
     critic_obs_space = obs_space
     action_space: Box | Discrete = Box(-1, 1, (1,), np.float32)
+    signs: ClassVar[Mapping[str, Sequence[int]]] = {"obs": (-1,), "critic_obs": (-1,), "action": (-1,)}
 
     STRIDE = 0.25
     HAZARD = 0.05
@@ -288,6 +300,7 @@ class ClosedFormDiscrete(ClosedForm):
     """
 
     action_space = Discrete(3)
+    signs: ClassVar[Mapping[str, Sequence[int]]] = {}  # its actions are swapped, not negated
 
     COST = 0.1
 

@@ -1,4 +1,4 @@
-"""What stands between a simulator and a robot: noise, delays, a price for hasty actions; around any environment.
+"""What stands between a simulator and a robot: noise, delays, a price for hasty actions; and how it looks in a mirror.
 
 Each is a function of an environment that returns one which keeps the same contract, so they go into one another. An
 environment of one's own is the place for them, and `--env-id my_module:Robot` trains in it:
@@ -20,7 +20,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
-from envs.base import Step, TaskError, VecEnv, spawn_seeds, vector_space
+from envs.base import Mirror, Step, Symmetry, TaskError, VecEnv, spawn_seeds, vector_space
 
 
 def add_noise(env: VecEnv, std: float | Sequence[float], seed: int) -> VecEnv:
@@ -51,6 +51,64 @@ def price_action_rate(env: VecEnv, weight: float) -> VecEnv:
     return _ActionRate(env, weight)
 
 
+def with_symmetry(
+    env: VecEnv,
+    obs: Sequence[int],
+    action: Sequence[int],
+    obs_sign: Sequence[int] | None = None,
+    action_sign: Sequence[int] | None = None,
+    critic_obs: Sequence[int] | None = None,
+    critic_obs_sign: Sequence[int] | None = None,
+) -> VecEnv:
+    """Return the environment with its left-right symmetry told, for agents that are started with --symmetry.
+
+    Entry i of a mirrored observation is `obs_sign[i]` times entry `obs[i]` of the observation; likewise the action, and
+    the privileged view where there is one. Signs are 1 or -1, and 1 where none are given. Of discrete actions,
+    `action[i]` is the mirror image of action i. Nothing else of the environment changes.
+
+    Raises:
+        TaskError: a list has the wrong length, or mirroring twice does not lead back.
+    """
+    if env.tasks:
+        raise TaskError("with_symmetry: goes around each task, not around a set of tasks")
+    if len(env.obs_space.shape) != 1 or len(env.critic_obs_space.shape) != 1:
+        raise TaskError(f"with_symmetry: {env.task} needs observations that are vectors")
+    if not env.privileged and (critic_obs is not None or critic_obs_sign is not None):
+        raise TaskError(f"with_symmetry: {env.task} has no privileged view for critic_obs to mirror")
+    if env.privileged and critic_obs is None:
+        raise TaskError(f"with_symmetry: {env.task} has a privileged view, so critic_obs must say how it is mirrored")
+    discrete = isinstance(env.action_space, Discrete)
+    if discrete and action_sign is not None:
+        raise TaskError(f"with_symmetry: {env.task} has discrete actions, which have no action_sign")
+    size = int(env.action_space.n) if isinstance(env.action_space, Discrete) else env.action_space.shape[0]
+    seen = _mirror("obs", env.device, env.obs_space.shape[0], obs, obs_sign)
+    privileged = seen
+    if critic_obs is not None:
+        privileged = _mirror("critic_obs", env.device, env.critic_obs_space.shape[0], critic_obs, critic_obs_sign)
+    done = _mirror("action", env.device, size, action, action_sign)
+    told = Wrapper(env)
+    told.symmetry = Symmetry(seen, privileged, done._replace(sign=None) if discrete else done)
+    return told
+
+
+def _mirror(name: str, device: torch.device, size: int, index: Sequence[int], sign: Sequence[int] | None) -> Mirror:
+    """Return a reflection of vectors of a size; raises `TaskError` where it is none."""
+    index, sign = list(index), [1] * size if sign is None else list(sign)
+    if len(index) != size or len(sign) != size:
+        raise TaskError(f"with_symmetry: {name} has {len(index)} entries and {len(sign)} signs, must be {size} of each")
+    if sorted(index) != list(range(size)):
+        raise TaskError(f"with_symmetry: {name} is {index}, must have each number from 0 to {size - 1} once")
+    for i, image in enumerate(index):
+        if sign[i] not in (1, -1):
+            raise TaskError(f"with_symmetry: {name}_sign has {sign[i]} at {i}, must be 1 or -1")
+        if index[image] != i or sign[image] != sign[i]:
+            raise TaskError(
+                f"with_symmetry: {name} mirrored twice is another: entry {i} comes from {image} with sign {sign[i]}, "
+                f"but {image} from {index[image]} with sign {sign[image]}"
+            )
+    return Mirror(torch.tensor(index, device=device), torch.tensor(sign, dtype=torch.float32, device=device))
+
+
 class Wrapper(VecEnv):
     """An environment around another one, the same but for what a subclass does to actions, observations and steps."""
 
@@ -60,6 +118,7 @@ class Wrapper(VecEnv):
         self.obs_space, self.critic_obs_space = env.obs_space, env.critic_obs_space
         self.action_space, self.max_episode_steps = env.action_space, env.max_episode_steps
         self.tasks, self.deterministic, self.snapshots = env.tasks, env.deterministic, env.snapshots
+        self.symmetry = env.symmetry
 
     def __getattr__(self, name: str) -> Any:
         """What else the inner environment knows of itself, its `control_dt` for instance."""
@@ -134,6 +193,12 @@ class Wrapper(VecEnv):
         return step if self.privileged else step._replace(critic_obs=obs, next_critic_obs=next_obs)
 
 
+def _beside(one: Mirror, other: Mirror) -> Mirror:
+    """Return the reflection of two vectors that are one behind the other."""
+    assert one.sign is not None and other.sign is not None
+    return Mirror(torch.cat([one.source, len(one.source) + other.source]), torch.cat([one.sign, other.sign]))
+
+
 def _rows(mask: Tensor, like: Tensor) -> Tensor:
     """Return a mask [N] that broadcasts over observations or actions."""
     return mask.view(-1, *[1] * (like.ndim - 1))
@@ -153,6 +218,8 @@ class _Noise(Wrapper):
             raise TaskError(f"add_noise: {env.task} has observations of {env.obs_space.dtype}, must be of float32")
         if self._std.shape not in ((), env.obs_space.shape) or not bool((self._std >= 0).all()):
             raise TaskError(f"add_noise: std is {std}, must be one number or {env.obs_space.shape} of them, at least 0")
+        if self.symmetry is not None and self._std.ndim and not self._std.equal(self._std[self.symmetry.obs.source]):
+            raise TaskError(f"add_noise: std is {std}, not the same for a feature and for its mirror image")
         self._generator = torch.Generator(env.device)
         self._seed(seed)
 
@@ -248,6 +315,8 @@ class _ActionRate(Wrapper):
         self.obs_space, self.critic_obs_space = (
             vector_space(space.shape[0] + size) for space in (env.obs_space, env.critic_obs_space)
         )
+        if (was := env.symmetry) is not None:
+            self.symmetry = Symmetry(_beside(was.obs, was.action), _beside(was.critic_obs, was.action), was.action)
 
     def _seen(self, obs: Tensor, critic_obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         seen = torch.cat([obs, action], 1)

@@ -86,6 +86,7 @@ KINDS = {
 }
 AGENTS = ("fasttd3", "fastsac", "ppo", "pqn")
 LEARNERS = ("fasttd3", "fastsac")  # from a replay buffer
+CONTINUOUS = (*LEARNERS, "ppo")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_agent = pytest.mark.parametrize("kind", AGENTS)
 
@@ -442,8 +443,10 @@ ANY_BAD = [
     (["--seed", "4294967296"], "--seed 4294967296: must be below 2^32"),
     (["--sem", "--no-sem-actor", "--no-sem-critic"], "there is no network left"),
 ]
+NO_SYMMETRY = ["--symmetry", "--env-id", "Scripted-v0"], "no symmetry of Scripted-v0 is known; tell it with"
 REPLAY_BAD = [
     *ANY_BAD,
+    NO_SYMMETRY,
     (["--bach-size", "3"], "--batch-size"),
     (["--batch-size", "0"], "--batch-size 0: must be above 0"),
     (["--batch-size", "1000000000000"], "--batch-size 1000000000000: must be at most 2e+08"),
@@ -486,6 +489,7 @@ BAD = {
     ],
     "ppo": [
         *ANY_BAD,
+        NO_SYMMETRY,
         (["--num-minibatches", "3"], "the nearest that do are 1, 2, 4, 5"),  # of 4 * 10 rows
         (["--num-minibatches", "41"], "the nearest that do are 8, 10, 20, 40"),
         (["--num-steps", "999999999"], "must be at most 268,435,456"),
@@ -701,8 +705,13 @@ ANNEALED = {"sem": True, "sem_temperature": 2.0, "sem_temperature_end": 0.1}
         *((kind, {"bottleneck": "vq"}) for kind in AGENTS),
         *((kind, ANNEALED) for kind in AGENTS),
         *((kind, SPHERES) for kind in AGENTS),
+        *((kind, {"symmetry": True, "env_id": "PointMassPrivileged-v0"}) for kind in CONTINUOUS),
     ],
-    ids=[*KINDS, *(f"{kind}-{what}" for what in ("gumbel", "vq", "annealed", "spheres") for kind in AGENTS)],
+    ids=[
+        *KINDS,
+        *(f"{kind}-{what}" for what in ("gumbel", "vq", "annealed", "spheres") for kind in AGENTS),
+        *(f"{kind}-symmetry" for kind in CONTINUOUS),
+    ],
 )
 def test_failed_and_resumed_equals_uninterrupted(
     kind: str, changes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -295,7 +295,7 @@ def check_file(path: str, words: Sequence[str]) -> None:
         config.parse(importlib.import_module(f"agents.{name}").Args, None, list(words))
     elif folder == "benchmarks":
         check_benchmark(name, words)
-    elif path != "tests/test_docs.py":
+    elif path not in ("tests/test_docs.py", "tests/walk.py"):
         raise ValueError(f"{path}: not among the programs that this test knows")
 
 
@@ -666,7 +666,7 @@ RUNNABLE = [(page, block) for page in PAGES for block in blocks(read(page)) if b
 
 
 def test_there_is_something_to_run() -> None:
-    assert {block.runnable for _, block in RUNNABLE} >= {"my_env.py", "robot.py", "search.py"}
+    assert {block.runnable for _, block in RUNNABLE} >= {"my_env.py", "robot.py", "shaken.py", "walker.py", "search.py"}
 
 
 @pytest.mark.parametrize("block", [block for _, block in RUNNABLE], ids=[block.runnable for _, block in RUNNABLE])
@@ -695,6 +695,26 @@ DONE_WITH = {
             "--env-id robot:Robot --sem --size small --num-envs 4 --total-timesteps 400 --learning-starts 40 "
             "--num-updates 1 --eval-every 0 --quiet",
         ),
+    ],
+    "walker.py": [
+        ("envs.check", "walker:Walker --steps 20"),
+        *(
+            (
+                f"agents.{agent}",
+                f"--env-id walker:Walker --symmetry --size small --num-envs 4 --total-timesteps 512 {few} --quiet "
+                "--eval-every 0",
+            )
+            for agent, few in (("fasttd3", "--sem --learning-starts 400 --num-updates 1"), ("ppo", ""))
+        ),
+    ],
+    "shaken.py": [
+        ("envs.check", "shaken:Walker --steps 20"),
+        (
+            "agents.fasttd3",
+            "--env-id shaken:Walker --sem --size small --num-envs 4 --total-timesteps 512 --learning-starts 400 "
+            "--num-updates 1 --eval-envs 2 --eval-every 512 --quiet --run-dir trained",
+        ),
+        ("agents.play", "trained --env-id Walker2d-v5 --backend mjwarp --episodes 2 --max-steps 20"),
     ],
     "search.py": [
         ("search", "--total-timesteps 4000 --run-dir mine --quiet --sem"),

@@ -572,3 +572,177 @@ def test_agents_learn(agent: str, frames: int, tmp_path: Path) -> None:
     lines = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     scores = [float(line.split(",")[-1]) for line in lines if ",eval/episodic_return," in line]
     assert scores[-1] > 400
+
+
+# ---- worlds whose physics differ -------------------------------------------------------------------------------------
+
+RANGES = {"body_mass": (0.5, 1.5), "geom_friction": (0.3, 1.2), "dof_damping": (0.5, 2.0), "actuator_gear": (0.8, 1.2)}
+RANGES |= {"dof_armature": (0.5, 2.0), "jnt_stiffness": (0.5, 2.0), "dof_frictionloss": (0.5, 2.0)}
+
+
+@cache
+def various(task: str) -> MjwarpEnv:
+    """One environment of 16 worlds that tests share; those that use it reset it."""
+    return make(task, N, 3, randomise=RANGES, variants=40)
+
+
+def models_of(env: MjwarpEnv) -> list[Any]:
+    return [env.mujoco(k)[0] for k in range(env.num_envs)]
+
+
+@needs_warp
+@pytest.mark.parametrize("task", ["Hopper-v5", "Humanoid-v5"])
+def test_models_are_within_their_ranges_and_like_the_model_in_all_else(task: str) -> None:
+    env = various(task)
+    env.reset(seed=1)
+    plain, found = env._physics.model, models_of(env)
+    masses = np.stack([model.body_mass for model in found])[:, 1:] / plain.body_mass[1:]
+    assert masses.min() >= 0.5 - 1e-6 and masses.max() <= 1.5 + 1e-6
+    assert masses.std(0).min() > 0.1 and masses.std(1).min() > 0.05  # from world to world, and from body to body
+    for model in found:
+        ratio = model.body_inertia[1:] / plain.body_inertia[1:]
+        np.testing.assert_allclose(
+            ratio, (model.body_mass / np.maximum(plain.body_mass, 1e-9))[1:, None] + 0 * ratio, 1e-5
+        )
+        for name in ("geom_friction", "dof_damping", "dof_armature", "actuator_gear", "jnt_stiffness"):
+            old, new = getattr(plain, name), getattr(model, name)
+            assert (new[old == 0] == 0).all()
+            factors = new[old != 0] / old[old != 0]
+            assert ((factors >= RANGES[name][0] - 1e-6) & (factors <= RANGES[name][1] + 1e-6)).all()
+        for name in ("body_pos", "geom_size", "jnt_range", "qpos0", "actuator_ctrlrange"):
+            np.testing.assert_array_equal(getattr(plain, name), getattr(model, name))
+
+
+@needs_warp
+@pytest.mark.parametrize("task", ["Hopper-v5", "Humanoid-v5"])
+def test_what_follows_from_masses_is_that_of_the_model(task: str) -> None:
+    """To derive it anew changes nothing, and it is not that of the model as it was."""
+    import mujoco
+
+    env = various(task)
+    env.reset(seed=4)
+    for model in models_of(env)[:4]:
+        names = ("body_subtreemass", "body_invweight0", "dof_invweight0")
+        before = {name: getattr(model, name).copy() for name in names}
+        mujoco.mj_setConst(model, mujoco.MjData(model))
+        for name in names:
+            np.testing.assert_allclose(before[name], getattr(model, name), rtol=1e-5, atol=1e-9)
+            assert np.abs(before[name] / np.maximum(getattr(env._physics.model, name), 1e-9) - 1).max() > 0.05
+
+
+@needs_warp
+@pytest.mark.parametrize("task", ["Hopper-v5", "Humanoid-v5"])
+def test_worlds_hold_what_mujoco_warp_makes_of_their_models(task: str) -> None:
+    """All arrays of its Model, those that MuJoCo derives from masses among them."""
+    _, mujoco_warp, warp = mjwarp.load()
+    env = various(task)
+    env.reset(seed=2)
+    compared = set()
+    for k, model in enumerate(models_of(env)[:4]):
+        with warp.ScopedDevice("cpu"):
+            alone = mujoco_warp.put_model(model)
+        for name, mine in vars(env._physics._model).items():
+            theirs = getattr(alone, name)
+            if isinstance(mine, warp.array) and mine.size and not name.startswith(("cam_", "light_")):
+                here, there = mine.numpy(), theirs.numpy()
+                row = here[k % len(here)] if name in env._physics.variants.names else here  # type: ignore[union-attr]
+                there = there[0] if name in env._physics.variants.names else there  # type: ignore[union-attr]
+                np.testing.assert_allclose(row, there, rtol=1e-6, err_msg=name)
+                compared.add(name)
+        np.testing.assert_allclose(env._physics._model.stat.meaninertia.numpy()[k], model.stat.meaninertia, rtol=1e-6)
+    assert {"body_mass", "body_subtreemass", "dof_invweight0", "geom_friction", "qpos0"} <= compared
+
+
+@needs_warp
+@pytest.mark.parametrize("task", ["Hopper-v5", "HalfCheetah-v5"])
+def test_worlds_move_as_c_mujoco_moves_their_models(task: str) -> None:
+    import mujoco
+
+    env = various(task)
+    env.reset(seed=3)
+    state = {name: env._physics.state[name].double().numpy() for name in ("qpos", "qvel")}
+    models, action = models_of(env), actions(env, 1)[0]
+    found = env.step(action)
+    assert not (found.terminated | found.truncated).any()
+    ctrl = action_of(oracle(task), action.numpy())
+    errors, apart = [], []
+    for k, model in enumerate(models):
+        ends = []
+        for one in (model, env._physics.model):
+            data = mujoco.MjData(one)
+            data.qpos, data.qvel, data.ctrl = state["qpos"][k], state["qvel"][k], ctrl[k]
+            mujoco.mj_step(one, data, nstep=TASKS[task].frame_skip)
+            ends.append(np.concatenate([data.qpos, data.qvel]))
+        mine = torch.cat([env._physics.qpos[k], env._physics.qvel[k]]).numpy()
+        errors.append(np.abs(mine - ends[0]).max())
+        apart.append(np.abs(ends[1] - ends[0]).max())
+    assert np.median(errors) < 1e-4 and max(errors) < 1e-2
+    assert np.median(apart) > 0.1
+
+
+@needs_warp
+def test_each_episode_has_a_model_of_its_own_from_a_stream_of_its_own() -> None:
+    env = make("Hopper-v5", 4, 3, randomise=RANGES, variants=40, max_episode_steps=5)
+    plain = make("Hopper-v5", 4, 3, max_episode_steps=5)
+    first, of_plain = env.reset(seed=1)[0], plain.reset(seed=1)[0]
+    assert torch.equal(first, of_plain)  # the noise of a start is that of an environment that is not randomised
+    seen = [env._chosen.clone()]
+    for action in actions(env, 20):
+        step = env.step(action)
+        ended = step.terminated | step.truncated
+        assert torch.equal(seen[-1][~ended], env._chosen[~ended])
+        assert torch.equal(env._physics.models["body_mass"], env._pool["body_mass"][env._chosen])
+        seen.append(env._chosen.clone())
+    assert len(torch.stack(seen).unique()) > 8
+    masses = {}
+    for seed in (1, 2, 1):
+        env.reset(seed=seed)
+        mass = env._physics.models["body_mass"].clone()
+        assert torch.equal(masses.setdefault(seed, mass), mass)
+    assert not torch.equal(masses[1], masses[2])
+
+
+@needs_warp
+def test_randomised_worlds_keep_the_contract_and_continue_bit_for_bit() -> None:
+    def build(num_envs: int, seed: int) -> Any:
+        return make("Hopper-v5", num_envs, seed, randomise={"body_mass": (0.8, 1.2)}, variants=8, max_episode_steps=12)
+
+    assert examine(build, 40).violations == []
+    one, other = build(3, 1), build(3, 2)
+    one.reset(seed=9), other.reset()
+    for action in actions(one, 15):
+        one.step(action)
+    other.load_state_dict(one.state_dict())
+    for action in actions(one, 30, 1):
+        assert all(torch.equal(a, b) for a, b in zip(one.step(action)[:8], other.step(action)[:8], strict=True))
+    assert torch.equal(one._chosen, other._chosen)
+    for left, right in ((one, make("Hopper-v5", 3)), (make("Hopper-v5", 3), one)):
+        with pytest.raises(TaskError, match="whose physics are randomised"):
+            left.load_state_dict(right.state_dict())
+
+
+@needs_warp
+def test_randomised_worlds_do_not_wait_for_the_device() -> None:
+    env = various("Hopper-v5")
+    env.reset()
+    action = actions(env, 1)[0]
+    with NoSync():
+        for _ in range(7):
+            env.step(action)
+
+
+@needs_warp
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"randomise": {"mass": (1, 2)}}, "randomise: 'mass' must be one of body_mass, geom_friction"),
+        ({"randomise": {"body_mass": (1.2, 0.8)}}, "must be the lowest and highest factor, above 0"),
+        ({"randomise": {"body_mass": (0.0, 1.0)}}, "must be the lowest and highest factor, above 0"),
+        ({"randomise": {"body_mass": (1.0,)}}, "must be the lowest and highest factor"),
+        ({"randomise": {"body_mass": (1.0, math.inf)}}, "must be the lowest and highest factor"),
+        ({"randomise": {"body_mass": (1, 2)}, "variants": 0}, "variants is 0, must be a whole number"),
+    ],
+)
+def test_ranges_that_are_none_are_refused(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        make("Hopper-v5", **words)
