@@ -50,8 +50,8 @@ from envs.base import VecEnv, spawn_seeds
 from networks.actors import Categorical
 from networks.bottlenecks import VQ
 from networks.layers import BatchedLayerNorm, BatchedLinear, layer_norm
-from networks.normalize import RunningNorm
-from networks.residual import Scale, UnitLinear
+from networks.normalize import BatchNorm, RunningNorm
+from networks.residual import RMSNorm, Scale, UnitLinear
 from networks.sem import SEM
 
 SCHEMA = 1
@@ -208,9 +208,11 @@ def first_copy(network: nn.Module) -> nn.Module:
     """Return the network, changed to compute only the first of Q copies where its layers have several."""
     for name, child in network.named_children():
         setattr(network, name, first_copy(child))
-    if isinstance(network, SEM | VQ | UnitLinear | Scale) and network.copies is not None:
+    if isinstance(network, SEM | VQ | UnitLinear | Scale | BatchNorm | RMSNorm) and network.copies is not None:
         for name, parameter in network.named_parameters(recurse=False):
             setattr(network, name, nn.Parameter(parameter[0]))
+        if isinstance(network, BatchNorm):
+            network.mean, network.variance = network.mean[0], network.variance[0]
     if isinstance(network, BatchedLinear):
         plain: nn.Module = nn.Linear(network.weight.shape[1], network.weight.shape[2])
         state = {"weight": network.weight[0].T, "bias": network.bias[0, 0]}

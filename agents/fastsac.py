@@ -77,7 +77,7 @@ from networks.diagnostics import (
 )
 from networks.flat import AdamW, Flat
 from networks.normalize import RewardScale, RunningNorm
-from networks.residual import spheres
+from networks.residual import batch_norms, spheres
 from networks.sem import SEM
 from networks.torso import TaskEmbedding
 
@@ -218,9 +218,9 @@ class Args:
     """nonlinearity of the hidden layers; after convolutions it is relu"""
     task_embedding: int = 32
     """width of the learned vector that stands for a task, where --env-id has several; 0 leaves the one-hot vector"""
-    torso: Literal["mlp", "simba", "simbav2"] = "mlp"
+    torso: Literal["mlp", "simba", "simbav2", "flashsac"] = "mlp"
     """hidden layers: plain ones, or residual blocks with norms and an activation of their own, one for each number of
-    units (`networks/residual.py`)"""
+    units (`networks/residual.py`); PPO has no flashsac"""
     sem: bool = False
     """simplicial embeddings in actor and critics"""
     bottleneck: Literal[
@@ -317,6 +317,9 @@ class FastSAC:
         self.log_alpha = torch.tensor(math.log(args.alpha_init), device=self.device, requires_grad=True)
         self.target_entropy = -args.target_entropy_ratio * self.action_dim
         self.annealed = [block for block in self.modules.modules() if isinstance(block, SEM)]
+        self.actor_norms, self.critic_norms = batch_norms(self.actor), batch_norms(self.critic, self.target)
+        for norm in (*self.actor_norms, *self.critic_norms):
+            norm.average = ranks.mean_
         self.actor_flat, self.critic_flat, self.target_flat = (
             Flat(network.parameters(), spheres(network)) for network in (self.actor, self.critic, self.target)
         )
@@ -373,12 +376,16 @@ class FastSAC:
         batch = self.prepare(self.augment(batch))
         loss, next_log_prob = self.critic_loss(batch)
         self._descend("qf_loss", loss, self.critic_flat, self.critic_optimizer)
+        for norm in self.critic_norms:
+            norm.learn()
         self._count("entropy", -next_log_prob.mean())
         if self.args.autotune:
             self._descend("alpha_loss", self.alpha_loss(next_log_prob), self.alpha_flat, self.alpha_optimizer)
         self.updates += 1
         if self.updates % self.args.policy_frequency == 0:
             self._descend("actor_loss", self.actor_loss(batch), self.actor_flat, self.actor_optimizer)
+            for norm in self.actor_norms:
+                norm.learn()
         self.target_flat.lerp(self.critic_flat, self.args.tau)
 
     def gradient(self, batch: TensorDict) -> Tensor:
@@ -419,22 +426,27 @@ class FastSAC:
         return self.reward_scale(batch["reward"], task)
 
     @torch.no_grad()
-    def soft_target(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
-        """Return what the critics learn, and the log-density [B] of the next action that it is based on.
+    def next_action(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
+        """Return actions [B, A] drawn from the policy at next_obs, and their log-density [B]."""
+        with self.autocast:
+            return self.actor(batch["next_obs"]).sample()
+
+    @torch.no_grad()
+    def soft_target(self, batch: TensorDict, next_action: Tensor, next_log_prob: Tensor) -> Tensor:
+        """Return what the critics learn, from next actions [B, A] and their log-density [B].
 
         Distributional critics: the distribution of `reward + discount * (Z(next_obs, a) - alpha log pi(a))` on the
         support, [1, B, K], or [Q, B, K] for one each. With clipped double Q it is, sample by sample, that of the critic
         with the lower mean. Scalar critics: the same with values, [1, B] or [Q, B]. With n-step rewards the entropy of
         the steps in between is left out.
         """
-        target = self.target
+        target, beside = self.target, (batch["critic_obs"], batch["action"])
         with self.autocast:
-            next_action, next_log_prob = self.actor(batch["next_obs"]).sample()
-            next_out = target(batch["next_critic_obs"], next_action)  # logits [Q, B, K], or values [Q, B]
+            next_out = target(batch["next_critic_obs"], next_action, beside)  # logits [Q, B, K], or values [Q, B]
         bonus = -self.log_alpha.exp() * next_log_prob  # [B]
         if isinstance(target, ScalarCritics):
-            return self.target_values(batch, next_out, bonus), next_log_prob
-        return project(*self.target_atoms(batch, next_out, bonus), target.support), next_log_prob
+            return self.target_values(batch, next_out, bonus)
+        return project(*self.target_atoms(batch, next_out, bonus), target.support)
 
     def target_values(self, batch: TensorDict, next_value: Tensor, bonus: Tensor) -> Tensor:
         """Return the target of scalar critics, [1, B] or [Q, B]."""
@@ -455,13 +467,14 @@ class FastSAC:
         return next_probs, atoms
 
     def critic_loss(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
-        """Return the critics' loss, mean over samples and sum over critics, and the log-density [B] of `soft_target`.
+        """Return the critics' loss, mean over samples and sum over critics, and the log-density [B] of `next_action`.
 
         The cross-entropy with the target's distribution, or the squared error of scalar critics.
         """
-        target, next_log_prob = self.soft_target(batch)
+        next_action, next_log_prob = self.next_action(batch)
+        target = self.soft_target(batch, next_action, next_log_prob)
         with self.autocast:
-            out = self.critic(batch["critic_obs"], batch["action"])
+            out = self.critic(batch["critic_obs"], batch["action"], (batch["next_critic_obs"], next_action))
         if isinstance(self.critic, ScalarCritics):
             return (out - target).square().mean(-1).sum(), next_log_prob
         return -(target * F.log_softmax(out, -1)).sum(-1).mean(-1).sum(), next_log_prob
@@ -469,7 +482,7 @@ class FastSAC:
     def actor_loss(self, batch: TensorDict) -> Tensor:
         """Return mean of alpha log pi(a) - Q(obs, a) for the actor's own actions; Q is the critics' mean or minimum."""
         with self.autocast:
-            action, log_prob = self.actor(batch["obs"]).sample()
+            action, log_prob = self.actor(batch["obs"], batch["next_obs"]).sample()
             out = self.critic(batch["critic_obs"], action)
         value = self.values(out)
         value = value.amin(0) if self.args.clipped_double_q else value.mean(0)

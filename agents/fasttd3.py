@@ -73,7 +73,7 @@ from networks.diagnostics import (
 )
 from networks.flat import AdamW, Flat
 from networks.normalize import RewardScale, RunningNorm
-from networks.residual import spheres
+from networks.residual import batch_norms, spheres
 from networks.sem import SEM
 from networks.torso import TaskEmbedding
 
@@ -207,9 +207,9 @@ class Args:
     """nonlinearity of the hidden layers; after convolutions it is relu"""
     task_embedding: int = 32
     """width of the learned vector that stands for a task, where --env-id has several; 0 leaves the one-hot vector"""
-    torso: Literal["mlp", "simba", "simbav2"] = "mlp"
+    torso: Literal["mlp", "simba", "simbav2", "flashsac"] = "mlp"
     """hidden layers: plain ones, or residual blocks with norms and an activation of their own, one for each number of
-    units (`networks/residual.py`)"""
+    units (`networks/residual.py`); PPO has no flashsac"""
     sem: bool = False
     """simplicial embeddings in actor and critics"""
     bottleneck: Literal[
@@ -295,6 +295,9 @@ class FastTD3:
             }
         ).to(self.device)
         self.annealed = [block for block in self.modules.modules() if isinstance(block, SEM)]
+        self.actor_norms, self.critic_norms = batch_norms(self.actor), batch_norms(self.critic, self.target)
+        for norm in (*self.actor_norms, *self.critic_norms):
+            norm.average = ranks.mean_
         self.actor_flat, self.critic_flat, self.target_flat = (
             Flat(network.parameters(), spheres(network)) for network in (self.actor, self.critic, self.target)
         )
@@ -355,9 +358,13 @@ class FastTD3:
         """Take one step of the critics, every `policy_frequency`-th time one of the actor, and move the target."""
         batch = self.prepare(self.augment(batch))
         self._descend(0, self.critic_loss(batch), self.critic_flat, self.critic_optimizer)
+        for norm in self.critic_norms:
+            norm.learn()
         self.updates += 1
         if self.updates % self.args.policy_frequency == 0:
             self._descend(1, self.actor_loss(batch), self.actor_flat, self.actor_optimizer)
+            for norm in self.actor_norms:
+                norm.learn()
         self.target_flat.lerp(self.critic_flat, self.args.tau)
 
     def gradient(self, batch: TensorDict) -> Tensor:
@@ -397,18 +404,24 @@ class FastTD3:
         return self.reward_scale(batch["reward"], task)
 
     @torch.no_grad()
-    def target_probs(self, batch: TensorDict) -> Tensor:
-        """Return the distribution that the critics learn, on the support: [1, B, K], or [Q, B, K] for one each.
-
-        That of `reward + discount * Z(next_obs, actor(next_obs) + noise)`. With clipped double Q it is, sample by
-        sample, the whole distribution of the critic with the lower mean, and all critics learn it.
-        """
-        args, support = self.args, self.target.support
+    def next_action(self, batch: TensorDict) -> Tensor:
+        """Return actor(next_obs) + noise, [B, A] in [-1, 1]."""
+        args = self.args
         with self.autocast:
             noise = torch.randn_like(batch["action"]).mul_(args.policy_noise).clamp_(-args.noise_clip, args.noise_clip)
-            next_action = (self.actor(batch["next_obs"]) + noise).clamp_(-1, 1)
-            next_logits = self.target(batch["next_critic_obs"], next_action)  # [Q, B, K]
-        return project(*self.target_atoms(batch, next_logits), support)
+            return (self.actor(batch["next_obs"]) + noise).clamp_(-1, 1)
+
+    @torch.no_grad()
+    def target_probs(self, batch: TensorDict, next_action: Tensor) -> Tensor:
+        """Return the distribution that the critics learn, on the support: [1, B, K], or [Q, B, K] for one each.
+
+        That of `reward + discount * Z(next_obs, next_action)`. With clipped double Q it is, sample by sample, the whole
+        distribution of the critic with the lower mean, and all critics learn it.
+        """
+        beside = batch["critic_obs"], batch["action"]
+        with self.autocast:
+            next_logits = self.target(batch["next_critic_obs"], next_action, beside)  # [Q, B, K]
+        return project(*self.target_atoms(batch, next_logits), self.target.support)
 
     def target_atoms(self, batch: TensorDict, next_logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the target before projection: probabilities [1, B, K] or [Q, B, K], and their atoms [B, K]."""
@@ -423,15 +436,16 @@ class FastTD3:
 
     def critic_loss(self, batch: TensorDict) -> Tensor:
         """Return the cross-entropy of the critics with their target: mean over samples, sum over critics."""
-        target = self.target_probs(batch)
+        next_action = self.next_action(batch)
+        target = self.target_probs(batch, next_action)
         with self.autocast:
-            logits = self.critic(batch["critic_obs"], batch["action"])
+            logits = self.critic(batch["critic_obs"], batch["action"], (batch["next_critic_obs"], next_action))
         return -(target * F.log_softmax(logits, -1)).sum(-1).mean(-1).sum()
 
     def actor_loss(self, batch: TensorDict) -> Tensor:
         """Return minus the value of the actor's own actions: the critics' minimum, or mean without clipped double Q."""
         with self.autocast:
-            logits = self.critic(batch["critic_obs"], self.actor(batch["obs"]))
+            logits = self.critic(batch["critic_obs"], self.actor(batch["obs"], batch["next_obs"]))
         value = self.critic.value(logits)  # [Q, B]
         value = value.amin(0) if self.args.clipped_double_q else value.mean(0)
         return -value.mean()

@@ -200,9 +200,9 @@ class Args:
     """deviation of continuous actions at the start, on the scale of [-1, 1]"""
     state_dependent_std: bool = False
     """let the deviation of continuous actions depend on the observation"""
-    torso: Literal["mlp", "simba", "simbav2"] = "mlp"
+    torso: Literal["mlp", "simba", "simbav2", "flashsac"] = "mlp"
     """hidden layers: plain ones, or residual blocks with norms and an activation of their own, one for each number of
-    units (`networks/residual.py`)"""
+    units (`networks/residual.py`); PPO has no flashsac"""
     sem: bool = False
     """simplicial embeddings in actor and critics"""
     bottleneck: Literal[
@@ -870,6 +870,11 @@ def resolve(args: Args) -> Args:
         raise ValueError(
             f"--num-minibatches {args.num_minibatches}: must divide --num-envs {args.num_envs} times --num-steps "
             f"{args.num_steps}, which is {rows}; the nearest that do are {', '.join(map(str, near))}"
+        )
+    if args.torso == "flashsac":
+        raise ValueError(
+            "--torso flashsac: its batch norms act by other statistics than they learn by, and PPO compares the "
+            "probabilities of both; give mlp, simba or simbav2"
         )
     if (args.sem or args.bottleneck not in ("auto", "relu")) and not (args.sem_actor or args.sem_critic):
         raise ValueError("--no-sem-actor --no-sem-critic: there is no network left to put a block into")

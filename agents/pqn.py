@@ -70,7 +70,7 @@ from networks.diagnostics import (
 from networks.flat import Flat, RAdam
 from networks.layers import orthogonal_
 from networks.normalize import RewardScale, RunningNorm
-from networks.residual import spheres
+from networks.residual import batch_norms, spheres
 from networks.sem import SEM
 from networks.torso import nature_cnn, take
 
@@ -176,9 +176,9 @@ class Args:
     """LayerNorm before each activation"""
     activation: Literal["relu", "silu", "tanh", "elu"] = "relu"
     """nonlinearity of the hidden layers; after convolutions it is relu"""
-    torso: Literal["mlp", "simba", "simbav2"] = "mlp"
+    torso: Literal["mlp", "simba", "simbav2", "flashsac"] = "mlp"
     """hidden layers: plain ones, or residual blocks with norms and an activation of their own, one for each number of
-    units (`networks/residual.py`)"""
+    units (`networks/residual.py`); PPO has no flashsac"""
     sem: bool = False
     """simplicial embeddings in actor and critics"""
     bottleneck: Literal[
@@ -251,6 +251,9 @@ class PQN:
             }
         ).to(self.device)
         self.annealed = [block for block in self.modules.modules() if isinstance(block, SEM)]
+        self.norms = batch_norms(self.critic)
+        for norm in self.norms:
+            norm.average = ranks.mean_
         self.flat = Flat(self.modules.parameters(), spheres(self.modules))
         self.optimizer = RAdam(self.flat, args.learning_rate)
         self.loss_sum = torch.zeros(len(LOSSES), device=self.device)  # since the last report
@@ -287,9 +290,9 @@ class PQN:
         drawn = torch.randint_like(action, self.actions)
         return torch.where(torch.rand(action.shape, device=action.device) < epsilon, drawn, action)
 
-    def __call__(self, obs: Tensor) -> Tensor:
-        """Return the value of each action [B, n] for normalised observations."""
-        return self.critic(self.trunk(obs))
+    def __call__(self, obs: Tensor, learning: bool = False) -> Tensor:
+        """Return the value of each action [B, n] for normalised observations; `learning` as in `DiscreteCritic`."""
+        return self.critic(self.trunk(obs), learning)
 
     @torch.no_grad()
     def value(self, obs: Tensor) -> Tensor:
@@ -355,6 +358,8 @@ class PQN:
                 if args.max_grad_norm > 0:
                     self.flat.clip(args.max_grad_norm)
                 self.optimizer.step()
+                for norm in self.norms:
+                    norm.learn()
             self.loss_sum += self.ranks.sum_(self.losses(columns, torch.stack(seen))).sum(0)
             self.loss_count += len(seen)
 
@@ -377,7 +382,7 @@ class PQN:
     def differentiate(self, batch: dict[str, Tensor]) -> Tensor:
         """Set the gradient of td_loss of a minibatch [B], and return the values of its actions [B]."""
         with self.autocast:
-            value = self.forward(batch["obs"])
+            value = self.forward(batch["obs"], True)
         seen, gradient = self.gradients(value, batch)
         self.ranks.sum_(self.flat.differentiate((value,), (gradient,)))
         return seen
@@ -466,7 +471,7 @@ class PQN:
     def gradient_of(self, part: TensorDict, parts: int) -> Tensor:
         """Return the gradient [P] of the loss on one of so many parts [B] of a probe."""
         with self.autocast:
-            value = self(part["obs"])
+            value = self(part["obs"], True)
         _, gradient = type(self).gradients(self, value, part.to_dict())  # not the compiled one
         share = parts * self.ranks.world  # `prepare` gives weights among the rows of all parts, of all processes
         return share * self.flat.gradient(value, [gradient])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.layers import float32, orthogonal_
+from networks.residual import by_batch
 from networks.sem import SEMConfig
 from networks.torso import Activation, Torso, hidden_layers
 
@@ -36,9 +37,13 @@ class DeterministicActor(nn.Module):
         nn.init.normal_(self.head.weight, std=init_scale)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """Return [B, A] float32 in (-1, 1)."""
-        return torch.tanh(self.head(self.torso(obs)).float())
+    def forward(self, obs: Tensor, beside: Tensor | None = None) -> Tensor:
+        """Return [B, A] float32 in (-1, 1).
+
+        With other observations `beside` them, batch norms go by the statistics of both.
+        """
+        features = self.torso(obs) if beside is None else by_batch(self.torso, obs, [beside])
+        return torch.tanh(self.head(features).float())
 
 
 class Gaussian(NamedTuple):
@@ -174,9 +179,13 @@ class SquashedGaussianActor(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, obs: Tensor) -> SquashedGaussian:
-        """Return the policy at obs. A tanh keeps the logarithm of the deviation in its range."""
-        mean, squashed = self.head(self.torso(obs)).float().chunk(2, -1)
+    def forward(self, obs: Tensor, beside: Tensor | None = None) -> SquashedGaussian:
+        """Return the policy at obs; `beside` as in `DeterministicActor`.
+
+        A tanh keeps the logarithm of the deviation in its range.
+        """
+        features = self.torso(obs) if beside is None else by_batch(self.torso, obs, [beside])
+        mean, squashed = self.head(features).float().chunk(2, -1)
         half = 0.5 * (self.log_std_max - self.log_std_min)
         return SquashedGaussian(mean, self.log_std_min + half * (torch.tanh(squashed) + 1))
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.layers import BatchedLinear, float32, orthogonal_
+from networks.residual import by_batch
 from networks.sem import SEMConfig
 from networks.torso import WIDEST, Activation, Torso, hidden_layers
 
@@ -43,9 +44,13 @@ class CategoricalCritics(nn.Module):
         self.head = BatchedLinear(width, atoms, critics)
         self.register_buffer("support", torch.linspace(v_min, v_max, atoms))
 
-    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Return logits, [Q, B, K] float32."""
-        return self.head(self.torso(torch.cat([obs, action], -1))).float()
+    def forward(self, obs: Tensor, action: Tensor, beside: Sequence[Tensor] | None = None) -> Tensor:
+        """Return logits, [Q, B, K] float32.
+
+        With other observations and actions `beside` them, batch norms go by the statistics of both.
+        """
+        pair = torch.cat([obs, action], -1)
+        return self.head(self.torso(pair) if beside is None else by_batch(self.torso, pair, beside)).float()
 
     def value(self, logits: Tensor) -> Tensor:
         """Return the expected return under `logits` [..., K]: [...] float32."""
@@ -70,9 +75,10 @@ class ScalarCritics(nn.Module):
         self.torso, width = hidden_layers(torso, obs_dim + action_dim, hidden, sem, critics, activation, norm)
         self.head = BatchedLinear(width, 1, critics)
 
-    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Return [Q, B] float32."""
-        return self.head(self.torso(torch.cat([obs, action], -1)))[..., 0].float()
+    def forward(self, obs: Tensor, action: Tensor, beside: Sequence[Tensor] | None = None) -> Tensor:
+        """Return [Q, B] float32; `beside` as in `CategoricalCritics`."""
+        pair = torch.cat([obs, action], -1)
+        return self.head(self.torso(pair) if beside is None else by_batch(self.torso, pair, beside))[..., 0].float()
 
 
 class ValueCritic(nn.Module):
@@ -121,9 +127,9 @@ class DiscreteCritic(nn.Module):
         self.head = nn.Linear(width, actions)
         orthogonal_(self, math.sqrt(2))
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """Return [B, n] float32."""
-        return float32(self.head, self.torso(obs))
+    def forward(self, obs: Tensor, learning: bool = False) -> Tensor:
+        """Return [B, n] float32; with `learning`, batch norms go by the statistics of these observations."""
+        return float32(self.head, by_batch(self.torso, obs) if learning else self.torso(obs))
 
 
 def project(probs: Tensor, atoms: Tensor, support: Tensor) -> Tensor:

@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from networks.layers import BatchedLayerNorm, BatchedLinear
-from networks.residual import SphereEmbedding, UnitLinear
+from networks.residual import FlashEmbedding, RMSNorm, SphereEmbedding, UnitLinear
 from networks.sem import SEM, entropy
 from networks.torso import Pixels, TaskEmbedding
 
 AFFINE = (nn.Linear, nn.Conv2d, BatchedLinear, UnitLinear)
 BATCHED = (BatchedLinear, UnitLinear)
 """those whose weights may be of several copies, [Q, in, out]"""
-NO_UNITS = (*AFFINE, nn.LayerNorm, BatchedLayerNorm, Pixels, TaskEmbedding, SphereEmbedding)
+NORMS = (nn.LayerNorm, BatchedLayerNorm, RMSNorm)
+NO_UNITS = (*AFFINE, *NORMS, Pixels, TaskEmbedding, SphereEmbedding, FlashEmbedding)
 """layers of a torso after which nothing is active yet"""
 MICRO = 4
 """micro-batches that the noise of a gradient is estimated from"""
@@ -433,7 +434,7 @@ def activations(torso: nn.Sequential, x: Tensor) -> Activations:
     for previous, layer in pairwise([None, *torso]):
         assert layer is not None
         x = layer(x)
-        if isinstance(layer, nn.Flatten | nn.LayerNorm | BatchedLayerNorm) and not isinstance(previous, AFFINE):
+        if isinstance(layer, (nn.Flatten, *NORMS)) and not isinstance(previous, AFFINE):
             passed[-1] = x  # of a residual stream the norm at its end
         elif not isinstance(layer, NO_UNITS):
             hidden.append(units(x))

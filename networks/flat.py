@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks.residual import UnitLinear
+from networks.residual import OnSphere
 
 
 class Flat:
@@ -23,7 +23,7 @@ class Flat:
     vector: nn.Parameter
     """[P] float32, what an optimiser gets; its `grad` is set by `differentiate`"""
 
-    def __init__(self, parameters: Iterable[Tensor], spheres: Sequence[UnitLinear] = ()) -> None:
+    def __init__(self, parameters: Iterable[Tensor], spheres: Sequence[OnSphere] = ()) -> None:
         self.parameters, self.spheres = list(parameters), spheres
         self.vector = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in self.parameters]))
         pieces = self.vector.detach().split([p.numel() for p in self.parameters])

@@ -1,20 +1,25 @@
-"""Residual blocks: SimBa's, and SimbaV2's, whose features and weights live on spheres. Alone or in Q copies at once.
+"""Residual blocks of SimBa, SimbaV2, where features and weights live on spheres, and FlashSAC. Alone or in Q copies.
 
-    simba     x + Linear(relu(Linear(LayerNorm(x)))), from an affine embedding to a last LayerNorm
-    simbav2   unit((1 - a) x + a unit(W relu(s W x))) of a unit vector x; every unit of a W has weights of length 1
+    simba      x + Linear(relu(Linear(LayerNorm(x)))), from an affine embedding to a last LayerNorm
+    simbav2    unit((1 - a) x + a unit(W relu(s W x))) of a unit vector x; every unit of a W has weights of length 1
+    flashsac   x + relu(BatchNorm(W relu(BatchNorm(W x)))), from W BatchNorm(x) to a last RMSNorm; each W as in simbav2
 
 Sources: Lee et al., "SimBa: Simplicity Bias for Scaling Up Parameters in Deep RL" (arXiv 2410.09754), and
-"Hyperspherical Normalization for Scalable Deep RL" (arXiv 2502.15280), with the starts of their own code. Theirs is the
-normalisation of observations too (`--obs-norm`); heads are those of the agents here, where SimbaV2 has spheres as well.
+"Hyperspherical Normalization for Scalable Deep RL" (arXiv 2502.15280); Kim et al., "FlashSAC: Fast and Stable
+Off-Policy Reinforcement Learning for High-Dimensional Robot Control" (arXiv 2604.04539); with the starts of their own
+code. Of the first two is the normalisation of observations too (`--obs-norm`). Heads are those of the agents here,
+where SimbaV2 and FlashSAC have spheres as well.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.layers import BatchedLinear, layer_norm, linear
+from networks.normalize import BatchNorm
 
 EXPANSION = 4
 """units within a block for each of the stream"""
@@ -129,6 +134,84 @@ class SphereBlock(nn.Module):
         return unit(x + self.share(towards - x))
 
 
-def spheres(module: nn.Module) -> list[UnitLinear]:
+class RMSNorm(nn.Module):
+    """x over the root of its mean square, times a gain for each feature: [..., D] to the same, float32.
+
+    The gains are of length sqrt(D), so the features are no longer than D; `project_` leads back to that after a step.
+    """
+
+    def __init__(self, features: int, copies: int | None = None, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.copies, self.eps = copies, eps
+        self.weight = nn.Parameter(torch.ones((1, features) if copies is None else (copies, 1, features)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [..., D]."""
+        x = x.float()
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Make the gains have length sqrt(D) again."""
+        length = torch.linalg.vector_norm(self.weight, dim=-1, keepdim=True)
+        self.weight.mul_(math.sqrt(self.weight.shape[-1]) / length.clamp_(min=1e-12))
+
+
+class FlashEmbedding(nn.Module):
+    """Where a stream of FlashSAC's begins: [..., in] to [..., D]."""
+
+    def __init__(self, in_features: int, features: int, copies: int | None = None) -> None:
+        super().__init__()
+        self.norm = BatchNorm(in_features, copies)
+        self.linear = UnitLinear(in_features, features, copies)
+
+    def forward(self, x: Tensor, by_batch: bool = False) -> Tensor:
+        """Return the embedding; `by_batch` as in `BatchNorm`."""
+        return self.linear(self.norm(x, by_batch))
+
+
+class FlashBlock(nn.Module):
+    """x plus what two layers make of it, each with a batch norm before its activation: [..., D] to the same."""
+
+    def __init__(self, features: int, copies: int | None = None) -> None:
+        super().__init__()
+        self.expand = UnitLinear(features, EXPANSION * features, copies)
+        self.expand_norm = BatchNorm(EXPANSION * features, copies)
+        self.contract = UnitLinear(EXPANSION * features, features, copies)
+        self.contract_norm = BatchNorm(features, copies)
+
+    def forward(self, x: Tensor, by_batch: bool = False) -> Tensor:
+        """Return the stream after the block; `by_batch` as in `BatchNorm`."""
+        inner = self.expand_norm(self.expand(x), by_batch).relu()
+        return x + self.contract_norm(self.contract(inner), by_batch).relu()
+
+
+def by_batch(torso: nn.Sequential, x: Tensor, beside: Sequence[Tensor] = ()) -> Tensor:
+    """Return torso(x) for x [..., B, D] with batch norms that go by this batch; without any, just torso(x).
+
+    The batch is x and the rows `beside` it, which come in parts to be joined along the last dimension. So pairs of now
+    and of the next step, which differ, are seen by one and the same network: Bhatt et al., "CrossQ" (arXiv 1902.05605).
+    """
+    last = max((i for i, layer in enumerate(torso) if isinstance(layer, FlashEmbedding | FlashBlock)), default=-1)
+    rows = x.shape[-2]
+    if beside and last >= 0:
+        x = torch.cat([x, torch.cat(list(beside), -1)], -2)
+    for i, layer in enumerate(torso):
+        x = layer(x, True) if isinstance(layer, FlashEmbedding | FlashBlock) else layer(x)
+        if i == last:
+            x = x[..., :rows, :]
+    return x
+
+
+def batch_norms(*networks: nn.Module) -> list[BatchNorm]:
+    """Return the batch norms of networks."""
+    return [layer for network in networks for layer in network.modules() if isinstance(layer, BatchNorm)]
+
+
+OnSphere = UnitLinear | BatchNorm | RMSNorm
+"""layers with weights that stay on a sphere"""
+
+
+def spheres(module: nn.Module) -> list[OnSphere]:
     """Return the layers of a module whose weights stay on a sphere."""
-    return [layer for layer in module.modules() if isinstance(layer, UnitLinear)]
+    return [layer for layer in module.modules() if isinstance(layer, OnSphere)]

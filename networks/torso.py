@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from networks.bottlenecks import Bottleneck, bottleneck
 from networks.layers import NORM_EPS, layer_norm, linear, orthogonal_
-from networks.residual import SimbaBlock, SphereBlock, SphereEmbedding
+from networks.residual import FlashBlock, FlashEmbedding, RMSNorm, SimbaBlock, SphereBlock, SphereEmbedding
 from networks.sem import SEMConfig
 
 Activation = Literal["relu", "silu", "tanh", "elu"]
-Torso = Literal["mlp", "simba", "simbav2"]
+Residual = Literal["simba", "simbav2", "flashsac"]
+Torso = Literal["mlp", Residual]
 WIDEST = 1 << 15
 """Units that a layer may have: beyond that a slip of the finger takes all memory before anybody can say so."""
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "elu": nn.ELU}
@@ -54,7 +55,7 @@ def mlp_torso(
 
 
 def residual_torso(
-    kind: Literal["simba", "simbav2"],
+    kind: Residual,
     in_features: int,
     hidden: Sequence[int],
     sem: SEMConfig | None = None,
@@ -77,23 +78,40 @@ def residual_torso(
     for index, units in enumerate(hidden):
         config = block_at(sem, index, hidden)
         if stream and (config is not None or units != width):
-            layers += [layer_norm(width, copies)] if kind == "simba" else []
+            layers += stream_end(kind, width, copies)
             stream = False
         if config is not None:
             block, width = bottleneck(config, width, copies, ACTIVATIONS[activation], norm)
             layers.append(block)
             continue
         if not stream:
-            if kind == "simba":
-                layers.append(linear(width, units, copies))
-                orthogonal_(layers[-1], 1.0)
-            else:
-                layers.append(SphereEmbedding(width, units, copies, shift=index == 0))
-        layers.append(SimbaBlock(units, copies) if kind == "simba" else SphereBlock(units, blocks, copies))
+            layers.append(stream_start(kind, width, units, copies, index == 0))
+        if kind == "simbav2":
+            layers.append(SphereBlock(units, blocks, copies))
+        else:
+            layers.append((SimbaBlock if kind == "simba" else FlashBlock)(units, copies))
         width, stream = units, True
-    if stream and kind == "simba":
-        layers.append(layer_norm(width, copies))
+    if stream:
+        layers += stream_end(kind, width, copies)
     return nn.Sequential(*layers), width
+
+
+def stream_start(kind: Residual, width: int, units: int, copies: int | None, first: bool) -> nn.Module:
+    """Return the embedding before the first block of a residual stream."""
+    if kind == "simbav2":
+        return SphereEmbedding(width, units, copies, shift=first)
+    if kind == "flashsac":
+        return FlashEmbedding(width, units, copies)
+    embedding = linear(width, units, copies)
+    orthogonal_(embedding, 1.0)
+    return embedding
+
+
+def stream_end(kind: Residual, width: int, copies: int | None) -> list[nn.Module]:
+    """Return the norm behind the last block of a residual stream, if there is one."""
+    if kind == "simbav2":
+        return []
+    return [layer_norm(width, copies) if kind == "simba" else RMSNorm(width, copies)]
 
 
 def hidden_layers(kind: Torso, *sizes: Any, **style: Any) -> tuple[nn.Sequential, int]:

@@ -87,6 +87,7 @@ KINDS = {
 AGENTS = ("fasttd3", "fastsac", "ppo", "pqn")
 LEARNERS = ("fasttd3", "fastsac")  # from a replay buffer
 CONTINUOUS = (*LEARNERS, "ppo")
+BATCH_NORMED = (*LEARNERS, "pqn")  # all but PPO, which refuses it
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_agent = pytest.mark.parametrize("kind", AGENTS)
 
@@ -266,8 +267,12 @@ def test_same_seed_same_run_another_seed_another_run(kind: str, tmp_path: Path) 
         *((kind, {}) for kind in KINDS),
         ("ppo", {"eval_sample": True}),
         *((kind, {"bottleneck": "gumbel-st"}) for kind in AGENTS),
+        *((kind, {"torso": "flashsac"}) for kind in BATCH_NORMED),
     ],
-    ids=[*KINDS, "ppo-eval_sample", *(f"{kind}-gumbel" for kind in AGENTS)],
+    ids=[
+        *(*KINDS, "ppo-eval_sample", *(f"{kind}-gumbel" for kind in AGENTS)),
+        *(f"{kind}-flashsac" for kind in BATCH_NORMED),
+    ],
 )
 def test_training_is_the_same_with_evaluation_logging_and_saving_off(kind: str, changes: dict, tmp_path: Path) -> None:
     changes = {**changes, "total_timesteps": min(160, KINDS[kind].tiny["total_timesteps"])}
@@ -355,8 +360,12 @@ ANY_EDGES: list[dict[str, Any]] = [
     {"torso": "simbav2", "critic_hidden": (16, 16, 8)},
     {"torso": "simbav2", "bottleneck": "vq", "amp": "bfloat16"},
 ]
+FLASH = {"torso": "flashsac", "sem": True}
+FLASH_EDGES: list[dict[str, Any]] = [{**FLASH, "amp": "bfloat16"}, {**FLASH, "sem_position": "every"}]
 REPLAY_EDGES = [
     *ANY_EDGES,
+    *FLASH_EDGES,
+    {"torso": "flashsac", "num_envs": 1, "batch_size": 1, "buffer_size": 2, "n_step": 1},
     {"num_envs": 1, "batch_size": 1, "buffer_size": 2, "n_step": 1},
     {"n_step": 5, "policy_frequency": 1, "num_updates": 1},
     {"num_updates": 5, "policy_frequency": 3, "max_grad_norm": 0.1},
@@ -390,6 +399,8 @@ EDGES = {
     ],
     "pqn": [
         *ANY_EDGES,
+        *FLASH_EDGES,
+        {"torso": "flashsac", "num_envs": 1, "num_minibatches": 10},
         {"num_envs": 1, "num_minibatches": 10},  # minibatches of one row
         {"num_steps": 1, "num_minibatches": 1, "update_epochs": 1},
         {"q_lambda": 0.0, "layer_norm": False},
@@ -496,6 +507,7 @@ BAD = {
         (["--gae-lambda", "2"], "--gae-lambda 2.0"),
         (["--lr-schedule", "cosine"], "expected one of constant, linear, adaptive"),
         (["--init-std", "0"], "--init-std 0.0: must be above 0"),
+        (["--torso", "flashsac"], "give mlp, simba or simbav2"),
         (["--learning-rate", "1e308"], "--learning-rate 1e+308: must be at most 3e+38"),
         (["--buffer-size", "3"], "unknown flag --buffer-size"),
     ],
@@ -706,11 +718,13 @@ ANNEALED = {"sem": True, "sem_temperature": 2.0, "sem_temperature_end": 0.1}
         *((kind, ANNEALED) for kind in AGENTS),
         *((kind, SPHERES) for kind in AGENTS),
         *((kind, {"symmetry": True, "env_id": "PointMassPrivileged-v0"}) for kind in CONTINUOUS),
+        *((kind, FLASH) for kind in BATCH_NORMED),
     ],
     ids=[
         *KINDS,
         *(f"{kind}-{what}" for what in ("gumbel", "vq", "annealed", "spheres") for kind in AGENTS),
         *(f"{kind}-symmetry" for kind in CONTINUOUS),
+        *(f"{kind}-flashsac" for kind in BATCH_NORMED),
     ],
 )
 def test_failed_and_resumed_equals_uninterrupted(

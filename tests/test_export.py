@@ -317,6 +317,7 @@ def test_onnxruntime_alone_acts_as_the_agent(
     ("kind", "words", "sem"),
     [
         ("fastsac", "--torso simba --actor-hidden 16 16", None),
+        ("fasttd3", "--torso flashsac --actor-hidden 16 16", None),
         ("ppo-discrete", "--torso simbav2 --actor-hidden 16 16 --critic-hidden 16 16", None),
         *(("fasttd3", f"--bottleneck {name}", None) for name in ("gumbel-st", "vq", "crelu", "l2", "fta")),
         ("ppo-discrete", "--bottleneck vq", None),  # the first of two copies

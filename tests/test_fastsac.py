@@ -131,7 +131,7 @@ def test_critic_loss_equals_an_independent_computation(kind: dict, sem: bool) ->
     seen = []
     agent.target.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     loss, log_prob = agent.critic_loss(batch)
-    ((next_critic_obs, next_action),) = seen
+    ((next_critic_obs, next_action, _),) = seen
     assert torch.equal(next_critic_obs, batch["next_critic_obs"])
     entropy = -log_density(agent, batch["next_obs"], next_action)
     np.testing.assert_allclose(-log_prob.numpy(), entropy, rtol=1e-4, atol=1e-4)
@@ -228,7 +228,8 @@ def test_entropy_bonus_and_discount_are_not_rounded_to_bfloat16() -> None:
         with torch.no_grad():  # all mass on the atom 10, whatever the input
             agent.target.head.weight.zero_()
             agent.target.head.bias.zero_()[..., 5] = 50.0
-        target, log_prob = agent.soft_target(batch)
+        action, log_prob = agent.next_action(batch)
+        target = agent.soft_target(batch, action, log_prob)
         mean = target @ agent.critic.support
         assert log_prob.dtype == torch.float32 and log_prob.abs().max() > 1
         torch.testing.assert_close(mean, (0.99 * (10.0 - log_prob)).expand_as(mean), rtol=1e-5, atol=0)

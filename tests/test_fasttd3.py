@@ -47,9 +47,10 @@ def make_agent(args: Args, seed: int = 0) -> FastTD3:
 
 def make_batch(agent: FastTD3, size: int = 64, seed: int = 0) -> TensorDict:
     g = torch.Generator().manual_seed(seed)
-    obs_dim = agent.actor.torso[0].in_features
-    action_dim = agent.actor.head.out_features
-    critic_dim = agent.critic.torso[0].weight.shape[1] - action_dim
+    env = envs.make(agent.args.env_id, 1)
+    obs_dim, critic_dim, action_dim = (
+        space.shape[0] for space in (env.obs_space, env.critic_obs_space, env.action_space)
+    )
     shared = critic_dim == obs_dim
     obs, next_obs = (torch.randn(size, obs_dim, generator=g) for _ in range(2))
     batch = {
@@ -132,7 +133,7 @@ def test_target_noise_is_clipped_and_actions_stay_in_range() -> None:
     batch = make_batch(agent, 512)
     seen = []
     agent.target.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
-    agent.target_probs(batch)
+    agent.target_probs(batch, agent.next_action(batch))
     with torch.no_grad():
         off = seen[0] - agent.actor(batch["next_obs"])
     assert off.abs().max() <= 0.25 + 1e-6
@@ -150,7 +151,7 @@ def test_discount_is_not_rounded_to_bfloat16() -> None:
     batch["reward"].zero_()
     batch["discount"].fill_(0.99)
     for agent in (exact, rounded):
-        mean = agent.target_probs(batch) @ agent.critic.support
+        mean = agent.target_probs(batch, agent.next_action(batch)) @ agent.critic.support
         torch.testing.assert_close(mean, torch.full_like(mean, 0.99 * 20.0), rtol=1e-5, atol=0)
 
 
@@ -352,7 +353,7 @@ def test_learns_the_point_mass(sem: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("torso", ["simba", "simbav2"])
+@pytest.mark.parametrize("torso", ["simba", "simbav2", "flashsac"])
 def test_learns_the_point_mass_with_residual_blocks(torso: str, tmp_path: Path) -> None:
     changes = {**LEARNING, "env_id": "PointMass-v0", "total_timesteps": 12_000, "v_max": 60.0, "atoms": 61}
     _, score = train(tmp_path, **changes, torso=torso, weight_decay=0.0, eval_every=12_000, gamma=0.97)
@@ -394,8 +395,9 @@ def test_reaches_the_optimal_value_in_closed_form(sem: bool, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
-def test_compiled_updates_equal_eager_ones() -> None:
-    agents = [make_agent(tiny(sem=True, compile=compiled)) for compiled in (False, True)]
+@pytest.mark.parametrize("torso", ["mlp", "flashsac"])
+def test_compiled_updates_equal_eager_ones(torso: str) -> None:
+    agents = [make_agent(tiny(sem=True, torso=torso, compile=compiled)) for compiled in (False, True)]
     assert agents[1].compiled is not None
     said = agents[1].compiled.verify(partial(agents[1].gradient, make_batch(agents[1], 64, seed=9)), 1e-4)
     assert said.startswith("compiled in ")

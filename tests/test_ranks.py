@@ -61,6 +61,9 @@ args = module.resolve(config.parse(module.Args, module.presets, {flags}).args)
 torch.manual_seed(0)
 env = envs.make(args.env_id, 8 // ranks.world, seed=0, device="cpu", backend="torch")
 agent = module.{name}(args, env, ranks)
+for optimizer in ("optimizer", "actor_optimizer", "critic_optimizer"):
+    if hasattr(agent, optimizer):  # with the usual 1e-8, what is 0 but for rounding is a step like any other
+        getattr(agent, optimizer).eps = 1e-4
 draw, permute = torch.randn, torch.randperm
 
 
@@ -108,6 +111,11 @@ torch.save(vectors, sys.argv[1] + str(ranks.rank))
     [
         ("fasttd3", "FastTD3", ["--sem", "--reward-norm", "--max-grad-norm", "0.1"]),
         ("fastsac", "FastSAC", ["--sem", "--reward-norm", "--max-grad-norm", "0.1"]),
+        *(
+            (agent, name, ["--torso", "flashsac", "--reward-norm"])
+            for agent, name in (("fasttd3", "FastTD3"), ("fastsac", "FastSAC"))
+        ),
+        ("pqn", "PQN", ["--torso", "flashsac", "--num-minibatches", "1", "--env-id", "ClosedFormDiscrete-v0"]),
         ("ppo", "PPO", ["--sem", "--num-minibatches", "1", "--lr-schedule", "adaptive"]),
         ("pqn", "PQN", ["--sem", "--num-minibatches", "1", "--env-id", "ClosedFormDiscrete-v0"]),
     ],
