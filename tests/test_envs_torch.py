@@ -768,6 +768,16 @@ def test_listing_is_short_for_the_package() -> None:
     assert done.stdout.split() == ["task", "backend", "observation", "action", "steps"] and not done.stderr
 
 
+def test_a_task_is_found_without_being_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = envs.make("PointMass-v0", 1)
+    assert envs.find("PointMass-v0") == env.backend == "torch"
+    assert envs.find("PointMass-v0+Pendulum-v1") == "multitask"
+    monkeypatch.setattr(envs, "_load", lambda name: pytest.fail("a simulator was loaded"))
+    assert envs.find("my.module:Task-v0") == "my.module", "which is not imported either"
+    with pytest.raises(TaskError, match="device"):
+        envs.find("PointMass-v0", device="gpu")
+
+
 def test_a_broken_backend_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def tasks(backend: str) -> list[str]:
         if backend == "playground":
