@@ -192,13 +192,15 @@ def by_batch(torso: nn.Sequential, x: Tensor, beside: Sequence[Tensor] = ()) -> 
     The batch is x and the rows `beside` it, which come in parts to be joined along the last dimension. So pairs of now
     and of the next step, which differ, are seen by one and the same network: Bhatt et al., "CrossQ" (arXiv 1902.05605).
     """
-    last = max((i for i, layer in enumerate(torso) if isinstance(layer, FlashEmbedding | FlashBlock)), default=-1)
+    normed = [isinstance(layer, FlashEmbedding | FlashBlock) for layer in torso]
+    if not any(normed):
+        return torso(x)
     rows = x.shape[-2]
-    if beside and last >= 0:
+    if beside:
         x = torch.cat([x, torch.cat(list(beside), -1)], -2)
     for i, layer in enumerate(torso):
-        x = layer(x, True) if isinstance(layer, FlashEmbedding | FlashBlock) else layer(x)
-        if i == last:
+        x = layer(x, True) if normed[i] else layer(x)
+        if not any(normed[i + 1 :]):  # what follows has no use for the rows beside
             x = x[..., :rows, :]
     return x
 

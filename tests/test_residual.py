@@ -493,6 +493,13 @@ def test_what_goes_by_which_statistics() -> None:
     assert agent.actor_loss(batch).item() == pytest.approx(-value.mean().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("torso", ["mlp", "flashsac"])
+def test_the_critics_loss_is_one_graph_for_a_compiler(torso: Torso) -> None:
+    agent, batch = in_flash_agent("fasttd3", torso=torso, policy_noise=0.0)
+    compiled = torch.compile(agent.critic_loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(batch), agent.critic_loss(batch))
+
+
 @pytest.mark.parametrize("kind", ["fasttd3", "fastsac"])
 def test_an_update_moves_the_statistics_of_what_it_trains_and_of_the_target(kind: str) -> None:
     agent, batch = in_flash_agent(kind, policy_frequency=2)
