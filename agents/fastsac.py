@@ -854,7 +854,7 @@ def train(
     """Train until the frames are done or a signal asks to stop; returns the last evaluation, if there was one."""
     args = run.args
     stats = EpisodeStats(env.num_envs, env.device, run.ranks)
-    describe(run)
+    describe(run, env)
     frames = 0
     learning_starts = args.learning_starts
     score: dict[str, float] = {}  # of the last evaluation
@@ -942,7 +942,7 @@ def restore(
     return obs, critic_obs, loop["score"]
 
 
-def describe(run: Run[Args]) -> None:
+def describe(run: Run[Args], env: VecEnv) -> None:
     """Print what was chosen, before the first step."""
     args = run.args
     actor_sem, critic_sem = sem_configs(args)
@@ -950,7 +950,7 @@ def describe(run: Run[Args]) -> None:
     block = "SEM" if args.bottleneck in ("auto", "relu", "sem") else "block"
     say = {
         "run": run.dir,
-        "task": f"{args.env_id}, {args.num_envs} environments, {args.total_timesteps:,} frames",
+        "task": f"{args.env_id} by {env.backend}, {args.num_envs} environments, {args.total_timesteps:,} frames",
         **({"from": args.init_from} if args.init_from else {}),
         "size": f"{args.size}: {torso}actor {args.actor_hidden}, critics {args.critic_hidden}, "
         f"batch {args.batch_size:,}",

@@ -705,7 +705,7 @@ def train(run: Run[Args], agent: PQN, env: VecEnv, eval_env: VecEnv | None) -> d
     """Train until the frames are done or a signal asks to stop; returns the last evaluation, if there was one."""
     args = run.args
     stats = EpisodeStats(env.num_envs, env.device, run.ranks)
-    describe(run, agent)
+    describe(run, agent, env)
     frames = 0
     score: dict[str, float] = {}  # of the last evaluation
     if run.checkpoint is None:
@@ -787,7 +787,7 @@ def restore(checkpoint: Checkpoint, agent: PQN, stats: EpisodeStats, env: VecEnv
     return obs, loop["score"]
 
 
-def describe(run: Run[Args], agent: PQN) -> None:
+def describe(run: Run[Args], agent: PQN, env: VecEnv) -> None:
     """Print what was chosen, before the first step."""
     args = run.args
     torso = "" if args.torso == "mlp" else f"{args.torso}, "
@@ -795,7 +795,7 @@ def describe(run: Run[Args], agent: PQN) -> None:
     rows = args.num_envs * args.num_steps
     say = {
         "run": run.dir,
-        "task": f"{args.env_id}, {args.num_envs} environments, {args.total_timesteps:,} frames",
+        "task": f"{args.env_id} by {env.backend}, {args.num_envs} environments, {args.total_timesteps:,} frames",
         **({"from": args.init_from} if args.init_from else {}),
         "size": f"{args.size}: {'Nature CNN, ' if agent.images else ''}{torso}critic {args.critic_hidden}, "
         f"rollout {rows:,}, minibatch {rows // args.num_minibatches:,}",

@@ -5,8 +5,9 @@
     python benchmarks/speed.py envs --tasks Humanoid-v5 --device cuda --worlds 1024 4096 16384 --out results.json
     python benchmarks/speed.py envs --tasks h1-walk-v0 --against humanoidbench_upstream  # backends side by side
 
-The raw loop does what the engine cannot be without: EnvPool's and Gymnasium's own step with their own resets, and for
-MuJoCo Warp and HumanoidBench the physics alone, without observations, rewards, ends and resets. It is the ceiling;
+The raw loop does what the engine cannot be without: the own step of EnvPool, Gymnasium, mjlab and the HumanoidBench
+package with their own resets, Playground's without, and for MuJoCo Warp and HumanoidBench's native tasks the physics
+alone, without observations, rewards, ends and resets. It is the ceiling;
 `adapter` is the share of the time of a step that goes to what this library puts around it. Both sides get the same
 random actions and take turns. A row has the median of the turns, with the least and the largest behind it, after a
 first turn that does not count. `MiB` is what the environments have added to the memory of this process and those that
@@ -83,8 +84,8 @@ def raw(env: VecEnv) -> Advance | None:
         pool = inner._open(1)
         pool.reset()
         return lambda action: pool.step(inner._to_engine(action.numpy()))
-    if env.backend == "gymnasium":
-        twin: Any = envs.make(env.task, env.num_envs, 1, backend=env.backend)
+    if env.backend in ("gymnasium", "humanoidbench_upstream"):
+        twin: Any = envs.make(env.task, env.num_envs, 1, backend=env.backend) if env.backend == "gymnasium" else env
         vector = twin._vector
         vector.reset(seed=1)
 
@@ -94,7 +95,18 @@ def raw(env: VecEnv) -> Advance | None:
                 vector.reset(options={"reset_mask": ended})
 
         return step_and_reset
-    if env.backend == "mjwarp":
+    if env.backend == "mjlab":
+        engine = inner._engine
+
+        def step_and_restart(action: Tensor) -> None:
+            _, _, terminated, timed_out, _ = engine.step(action)
+            if len(rows := (terminated | timed_out).nonzero()[:, 0]):
+                engine.reset(env_ids=rows)
+
+        return step_and_restart
+    if env.backend == "playground":
+        return bare(inner._engine, inner._worlds["state"])
+    if env.backend in ("mjwarp", "humanoidbench_warp"):
         physics = inner._physics
 
         def advance(action: Tensor) -> None:
@@ -110,6 +122,23 @@ def raw(env: VecEnv) -> Advance | None:
 
         return send_and_wait
     return None
+
+
+def bare(engine: Any, state: Any) -> Advance:
+    """Return a step of Playground's own environments from a state; they go on after their ends."""
+    jax = engine._jax
+    together = jax.jit(jax.vmap(engine._env.step))
+
+    def advance(action: Tensor) -> None:
+        nonlocal state
+        with jax.default_device(engine._device):
+            actions = jax.numpy.from_dlpack(action)
+            for _ in range(engine._repeat):
+                state = together(state, actions)
+        if action.device.type == "cpu":
+            state.done.block_until_ready()
+
+    return advance
 
 
 def draw(env: VecEnv) -> list[Tensor]:
@@ -209,7 +238,7 @@ def measure(task: str, backend: str, worlds: int, args: Args) -> dict[str, Any]:
         for name in rates if repeat % 2 else reversed(rates):  # there and back again
             advance = sides[name]
             assert advance is not None
-            if name == "ours" and backend in ("mjwarp", "humanoidbench"):
+            if name == "ours" and backend not in ("envpool", "gymnasium"):
                 env.reset()  # the raw loop has left the worlds wherever
             rates[name].append(turn(advance, actions, args))
     env.close()

@@ -46,6 +46,9 @@ BACKENDS = {  # in the order in which "auto" tries them
         "envs.playground", "mujoco_playground", "pip install 'semrl[playground]'", "envpool", gpu=True
     ),
     "mjlab": Backend("envs.mjlab", "mjlab", "pip install 'semrl[mjlab]'", gpu=True),
+    "humanoidbench_warp": Backend(
+        "envs.humanoidbench_warp", "mujoco_warp", "pip install 'semrl[mjwarp]'", "humanoidbench", gpu=True
+    ),
     "multitask": Backend("envs.multitask", "torch", "pip install torch"),
     "isaaclab": Backend("envs.isaaclab", "isaaclab", "see https://isaac-sim.github.io/IsaacLab", gpu=True),
     "humanoidbench_upstream": Backend(
@@ -159,7 +162,8 @@ def _backend_of(task: str, backend: str, device: Device) -> str:
             return backend
         elsewhere = [name for name in backends() if task in _usable(name)]
         if elsewhere:
-            raise TaskError(f"the backend {backend} has no task {task!r}, but {elsewhere[0]} has it")
+            have = "has it" if len(elsewhere) == 1 else "have it"
+            raise TaskError(f"the backend {backend} has no task {task!r}, but {' and '.join(elsewhere)} {have}")
     for name in sorted(backends(), key=lambda name: device.type == "cuda" and not BACKENDS[name].gpu):
         if task in _usable(name):
             return name

@@ -49,14 +49,25 @@ def make(task: str, num_envs: int, seed: int, device: torch.device, **options: A
     Raises:
         TaskError: the task or an option is unknown, or the scene is missing.
     """
-    if task not in tasks():
-        near = get_close_matches(task, tasks(), cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(tasks())}"
-        raise TaskError(f"the backend humanoidbench has no task {task!r}, {hint}")
+    parts(task, "humanoidbench")
     for name in options:
         if name not in OPTIONS:
             raise TaskError(f"{task} has no option {name!r} (it has {', '.join(OPTIONS)})")
     return HumanoidBench(task, num_envs, seed, device, **options)
+
+
+def parts(task: str, backend: str) -> tuple[str, str]:
+    """Return robot and task of an id.
+
+    Raises:
+        TaskError: there is none of that name.
+    """
+    if task not in tasks():
+        near = get_close_matches(task, tasks(), cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(tasks())}"
+        raise TaskError(f"the backend {backend} has no task {task!r}, {hint}")
+    robot, name = task.removesuffix("-v0").split("-")
+    return robot, name
 
 
 class HumanoidBench(HostEnv):
@@ -79,7 +90,7 @@ class HumanoidBench(HostEnv):
         scenes: str | None = None,
     ) -> None:
         check_count("num_envs", num_envs)
-        robot, name = task.removesuffix("-v0").split("-")
+        robot, name = parts(task, self.backend)
         kind = TASKS[name]
         limit = kind.step_limit if max_episode_steps is None else check_count("max_episode_steps", max_episode_steps)
         threads = cores() if num_threads == 0 else check_count("num_threads", num_threads)

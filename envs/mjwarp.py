@@ -84,6 +84,8 @@ class MjwarpEnv(VecEnv):
     backend = "mjwarp"
     snapshots = True
     max_episode_steps: int
+    drawing: Mapping[str, Any] = {}
+    """how pictures are drawn, see `Pictures`"""
 
     def __init__(
         self,
@@ -107,6 +109,7 @@ class MjwarpEnv(VecEnv):
             check_count(name, getattr(self._task, name))
         self.max_episode_steps = self._task.max_episode_steps
         self._physics = WarpPhysics(self._task, num_envs, device, randomise or {}, check_count("variants", variants))
+        self._physics.remember(self._task.memory(self._physics))
         low, high = self._physics.control_range
         self._centre, self._scale = (high + low) / 2, (high - low) / 2
         self.action_space = Box(-1, 1, (len(low),), np.float32)
@@ -177,7 +180,7 @@ class MjwarpEnv(VecEnv):
         position = task.position(physics).clone()
         reward = task.reward(physics, (position - self._position) / physics.dt)
         terminated, metrics, successor = task.terminated(physics), task.metrics(physics), task.observe(physics)
-        valid = finite(reward) & finite(successor) & finite(physics.qpos) & finite(physics.qvel)
+        valid = torch.cat([physics.qpos, physics.qvel, successor, reward[:, None]], 1).isfinite().all(1)
         reward = torch.where(valid, reward, 0)
         metrics = {name: torch.where(valid, value, torch.zeros_like(value)) for name, value in metrics.items()}
         next_obs = pick(valid, successor, self._obs)
@@ -201,7 +204,7 @@ class MjwarpEnv(VecEnv):
             self._become(torch.where(mask, drawn, self._chosen))
         first = physics.initial | self._task.start(physics, self._draws)
         for name, rows in physics.state.items():
-            rows.copy_(pick(mask, first[name], rows))
+            torch.where(mask.reshape(-1, *[1] * (rows.ndim - 1)), first[name], rows, out=rows)
         physics.refresh()
 
     def _become(self, chosen: Tensor) -> None:
@@ -217,7 +220,7 @@ class MjwarpEnv(VecEnv):
             TaskError: see `Pictures`.
         """
         if self._pictures is None or self._view != (size, camera):
-            self._pictures = Pictures(self._physics.model, size, camera)
+            self._pictures = Pictures(self._physics.model, size, camera, **self.drawing)
             self._view = size, camera
         return self._pictures.draw(**self.mujoco(index)[1])
 
@@ -329,6 +332,7 @@ class WarpPhysics(Physics):
         self._mujoco, self._mjw, self._wp = load()
         self._torch_device, self._device = device, self._wp.device_from_torch(device)
         self._reads = set(task.reads)
+        self._begins = self._reads if task.begins is None else set(task.begins)
         self._frame_skip = task.frame_skip
         model = self._compile(task)
         self.variants = Variants(self._mujoco, self._mjw.Model, model, ranges, variants) if ranges else None
@@ -342,7 +346,7 @@ class WarpPhysics(Physics):
             raise TaskError(f"MuJoCo Warp cannot make {task.xml_file[:60]}: {one_line(error)}") from error
         self._model.opt.warn_overflow = False  # it would print for each world and step; `overflows` tells instead
         self.state = {name: self._view(name) for name in STATE if getattr(self._data, name).size}
-        """views of all that there is to the worlds between two steps; may be written into"""
+        """views of all that there is to the worlds between two steps, and what `remember` adds; may be written into"""
         self.initial = {name: rows.clone() for name, rows in self.state.items()}
         """how they begin: the model's pose at rest"""
         for name in self._reads:
@@ -359,14 +363,33 @@ class WarpPhysics(Physics):
             self._model.stat.meaninertia = self._wp.from_torch(self.models[INERTIA])
         if "body_mass" in self.models:
             self.body_mass = self.models["body_mass"]
-        self._overflow = self._view("overflow")
+        self._overflow, self._listed = self._view("overflow"), self._view("nacon")
+        contact = self._data.contact
+        self._pairs, self._world = self._wp.to_torch(contact.geom), self._wp.to_torch(contact.worldid)
         self._bits = torch.tensor([*OVERFLOWS, OTHER_OVERFLOWS], dtype=torch.int32, device=device)
         self.step = self._record(self._advance)
         """what does a step of the environment with the controls in `ctrl`"""
-        self._update = self._record(self._follow) if self._reads else None
+        self._update = self._record(self._follow) if self._begins else None
         for name, rows in self.state.items():  # recording has moved the worlds
             rows.copy_(self.initial[name])
         self._overflow.zero_()
+
+    def remember(self, memory: Mapping[str, Tensor]) -> None:
+        """Keep [N, ...] tensors of the task's own beside the state, as attributes."""
+        self.state |= memory
+        self.initial |= {name: rows.clone() for name, rows in memory.items()}
+        self.__dict__.update(memory)
+
+    def touching(self, test: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """[N] bool: whether some contact of the world passes a test of its two geoms, [M] and [M] int64 to [M] bool.
+
+        Those that the last physics step began with, within their margin.
+        """
+        first, second = self._pairs.long().unbind(1)
+        listed = torch.arange(len(first), device=first.device) < self._listed
+        hits = listed & test(first, second)
+        world = self._world.long().clamp(0, len(self.qpos) - 1)  # what is not listed is of any world
+        return torch.zeros(len(self.qpos), device=first.device).index_add(0, world, hits.float()) > 0
 
     @property
     def control_range(self) -> tuple[Tensor, Tensor]:
@@ -382,7 +405,7 @@ class WarpPhysics(Physics):
         if self._update is not None:
             self.ctrl.zero_()
             self._update()
-            for name in self._reads & FORCES:
+            for name in self._begins & FORCES:
                 getattr(self, name).zero_()
 
     def overflows(self) -> Tensor:
@@ -396,9 +419,9 @@ class WarpPhysics(Physics):
         """Return the mujoco.MjModel of a task, as MuJoCo Warp can use it."""
         name = task.xml_file
         try:
-            if name.lstrip().startswith("<"):
+            if (model := task.model()) is None and name.lstrip().startswith("<"):
                 model = self._mujoco.MjModel.from_xml_string(name)
-            else:
+            elif model is None:
                 model = self._mujoco.MjModel.from_xml_path(str(locate(name)))
         except ValueError as error:
             raise TaskError(f"MuJoCo cannot load {name[:60]}: {one_line(error)}") from error
@@ -419,7 +442,7 @@ class WarpPhysics(Physics):
 
     def _follow(self) -> None:
         """Launch what `refresh` needs."""
-        if self._reads <= POSES | FORCES:
+        if self._begins <= POSES | FORCES:
             for work in (self._mjw.kinematics, self._mjw.com_pos, self._mjw.com_vel):
                 work(self._model, self._data)
         else:
@@ -483,11 +506,6 @@ def locate(name: str) -> Path:
     if not path.is_file():
         raise TaskError(f"there is no model {path}; a path of your own begins with . or / or ~")
     return path
-
-
-def finite(values: Tensor) -> Tensor:
-    """[N] bool: whether all numbers of a row are finite."""
-    return values.isfinite().reshape(len(values), -1).all(1)
 
 
 def pick(mask: Tensor, chosen: Tensor, other: Tensor) -> Tensor:

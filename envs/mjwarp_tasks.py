@@ -122,6 +122,8 @@ class Task:
     """rows of constraints per world that there is room for: four per contact with friction, one per limit"""
     reads: ClassVar[tuple[str, ...]] = ()
     """what the functions read of `Physics` beside qpos, qvel and ctrl: names of arrays of mujoco_warp.Data"""
+    begins: ClassVar[tuple[str, ...] | None] = None
+    """what of `reads` they read at the start of an episode too, where nothing else is up to date; by default all"""
 
     def __init__(self, **options: OptionValue) -> None:
         defaults = self.options()
@@ -137,10 +139,29 @@ class Task:
         """Return all options with their defaults."""
         found = {name: value for kind in reversed(cls.__mro__) for name, value in vars(kind).items()}
         kinds = (bool, int, float, str, tuple)
-        return {k: v for k, v in found.items() if isinstance(v, kinds) and not k.startswith("_") and k != "reads"}
+        return {
+            k: v
+            for k, v in found.items()
+            if isinstance(v, kinds) and not k.startswith("_") and k not in ("reads", "begins")
+        }
+
+    def model(self) -> Any:
+        """Return the mujoco.MjModel where it is made by other means than from `xml_file`; else None."""
+        return None
+
+    def memory(self, physics: Physics) -> dict[str, Tensor]:
+        """Return [N, ...] tensors that the task keeps beside the state: a goal, a stage. Called once, before all else.
+
+        They become attributes of `physics`. An episode begins with what they are here, or what `start` says; `reward`
+        may write into them.
+        """
+        return {}
 
     def start(self, physics: Physics, draws: Draws) -> dict[str, Tensor]:
-        """Return how N episodes begin: "qpos" [N, nq], "qvel" [N, nv]; what is left out is as in the model."""
+        """Return how N episodes begin: "qpos" [N, nq], "qvel" [N, nv], and what of `memory` differs between them.
+
+        What is left out is as in the model.
+        """
         return {}
 
     def observe(self, physics: Physics) -> Tensor:

@@ -27,6 +27,10 @@ TASKS: list[tuple[str, str, int, dict[str, Any]]] = [
     ("gymnasium", "Hopper-v5", 60, SHORT),
     ("gymnasium", "Pendulum-v1", 60, SHORT),
     ("mjwarp", "Hopper-v5", 60, SHORT),
+    ("humanoidbench", "h1-walk-v0", 20, SHORT),
+    ("playground", "CartpoleBalance-v1", 60, SHORT),
+    ("mjlab", "Mjlab-Cartpole-Balance", 20, SHORT),
+    ("humanoidbench_upstream", "h1-walk-v0", 20, SHORT),
     ("multitask", "MetaWorld/Reach-v3+MetaWorld/Push-v3", 15, SHORT),
 ]
 
@@ -40,6 +44,11 @@ def test_backend_keeps_the_contract(backend: str, task: str, steps: int, options
     assert report.violations == []
     if options:
         assert not [line for line in report.unseen if line.startswith("truncation")]
+
+
+def test_no_backend_is_left_out() -> None:
+    elsewhere = {"humanoidbench_warp", "isaaclab"}  # on scenes whose kernels compile in seconds; on an imitation
+    assert {row[0] for row in TASKS} == envs.BACKENDS.keys() - elsewhere
 
 
 class Toy(VecEnv):

@@ -581,9 +581,17 @@ def report_table() -> str:
     return "\n".join(out)
 
 
+def own_task(module: str) -> str:
+    """Return the example in the docstring of a module of `envs`, as a block that is run."""
+    lines = (importlib.import_module(f"envs.{module}").__doc__ or "").splitlines()
+    text = textwrap.dedent("\n".join(line for line in lines if not line or line.startswith("    "))).strip()
+    text = re.sub(r"\n\n(?=\w)", "\n\n\n", text.replace("'''", '"""'))  # as the formatter wants a page to have it
+    return f"<!-- runnable: my_task.py -->\n```python\n{text}\n```"
+
+
 TABLES = {
     **{"flags": flag_table, "presets": preset_table, "results": result_table, "toy": toy_table, "cost": cost_table},
-    **{"coverage": coverage_table, "bootstrap": bootstrap_table, "report": report_table},
+    **{"coverage": coverage_table, "bootstrap": bootstrap_table, "report": report_table, "own": own_task},
 }
 MARKED = re.compile(r"(<!-- table: (\w+) ([^\n]*?)-->\n)(?:(?!<!-- table).)*?(<!-- end -->)", re.DOTALL)
 
@@ -666,7 +674,8 @@ RUNNABLE = [(page, block) for page in PAGES for block in blocks(read(page)) if b
 
 
 def test_there_is_something_to_run() -> None:
-    assert {block.runnable for _, block in RUNNABLE} >= {"my_env.py", "robot.py", "shaken.py", "walker.py", "search.py"}
+    known = {"my_env.py", "my_task.py", "robot.py", "shaken.py", "walker.py", "search.py"}
+    assert {block.runnable for _, block in RUNNABLE} >= known
 
 
 @pytest.mark.parametrize("block", [block for _, block in RUNNABLE], ids=[block.runnable for _, block in RUNNABLE])
@@ -686,6 +695,14 @@ DONE_WITH = {
             "agents.fasttd3",
             "--env-id my_env:Pendulum --sem --size small --num-envs 8 --total-timesteps 480 --learning-starts 400 "
             "--eval-every 0 --quiet",
+        ),
+    ],
+    "my_task.py": [
+        ("envs.check", "my_task:make --option max_episode_steps=20"),
+        (
+            "agents.fasttd3",
+            "--env-id my_task:make --sem --size small --num-envs 4 --total-timesteps 400 --learning-starts 40 "
+            "--num-updates 1 --eval-every 0 --quiet",
         ),
     ],
     "robot.py": [

@@ -110,12 +110,6 @@ def test_toy_keeps_the_contract(toy: str) -> None:
 
 
 @needs_playground
-def test_cartpole_keeps_the_contract() -> None:
-    report = examine(lambda num_envs, seed: make("CartpoleBalance-v1", num_envs, seed, max_episode_steps=12), steps=60)
-    assert report.violations == [] and not [line for line in report.unseen if "truncation" in line]
-
-
-@needs_playground
 def test_every_episode_begins_with_a_state_of_its_own(toy: str) -> None:
     """Playground's wrapper would begin each with the first one of its environment."""
     env = make(toy)

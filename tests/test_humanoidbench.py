@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box
+from scipy.stats import ks_2samp
 
 import envs
-from envs import humanoidbench, humanoidbench_h1, humanoidbench_scenes
+from envs import humanoidbench, humanoidbench_h1, humanoidbench_scenes, humanoidbench_warp
 from envs.base import Step, TaskError, spawn_seeds
 from envs.check import examine
 from envs.humanoidbench import HumanoidBench
@@ -43,6 +45,9 @@ needs_recording = pytest.mark.skipif(
 )
 needs_robot = pytest.mark.skipif(
     humanoidbench_h1.find_robot() is None, reason=f"EnvPool's H1 is not installed: {humanoidbench_h1.INSTALL}"
+)
+needs_warp = pytest.mark.skipif(
+    not find_spec("mujoco_warp"), reason="MuJoCo Warp is not installed: pip install 'semrl[mjwarp]'"
 )
 needs_original = pytest.mark.skipif(
     not ORIGINAL, reason="the variable HUMANOIDBENCH names no checkout of carlosferrazza/humanoid-bench"
@@ -150,9 +155,10 @@ def make(boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     """A function that makes a task on its boxes, two threads, without a time limit that matters."""
     monkeypatch.chdir(tmp_path)  # MuJoCo writes a log there when a simulation blows up
 
-    def make(task: str, num_envs: int = 3, seed: int = 5, **options: Any) -> Any:
-        options = {"num_threads": 2, "scenes": str(boxes), "max_episode_steps": 10**6} | options
-        return envs.make(f"h1-{task}-v0", num_envs, seed, backend="humanoidbench", **options)
+    def make(task: str, num_envs: int = 3, seed: int = 5, backend: str = "humanoidbench", **options: Any) -> Any:
+        threads = {"num_threads": 2} if backend == "humanoidbench" else {}
+        options = {"scenes": str(boxes), "max_episode_steps": 10**6} | threads | options
+        return envs.make(f"h1-{task}-v0", num_envs, seed, backend=backend, **options)
 
     return make
 
@@ -561,6 +567,106 @@ def test_hand_is_observed_where_it_begins(make: Callable[..., Any]) -> None:
         assert np.allclose(hand, data.site("left_hand").xpos, atol=1e-5)
     assert not torch.equal(obs, step.obs)
     env.close()
+
+
+# ---- on MuJoCo Warp --------------------------------------------------------------------------------------------------
+
+
+def put(env: Any, state: dict[str, Any]) -> None:
+    """Put MuJoCo Warp's worlds into a state, and into what the task remembers of an episode."""
+    env.reset()
+    for name, rows in state.items():
+        env._physics.state[name].copy_(torch.as_tensor(np.asarray(rows)))
+
+
+@needs_warp
+@pytest.mark.parametrize("task", TASKS)
+def test_steps_on_warp_are_those_in_c(task: str, make: Callable[..., Any]) -> None:
+    """Where the engines agree on contacts, in which boxes that lie upon each other make them differ."""
+    one, other = make(task, 32), make(task, 32, backend="humanoidbench_warp")
+    one.reset()
+    worlds, rng = [World(one._physics.model, task) for _ in range(32)], np.random.default_rng(1)
+    off, alike, ends = [], [], []
+    for action in actions(one, 4):
+        place(one, worlds, rng)
+        put(other, one._physics.state | one._memory)
+        mine, theirs = one.step(action), other.step(action)
+        ends += [mine.terminated, theirs.terminated]
+        off.append((mine.reward - theirs.reward).abs() / (1 + mine.reward.abs()))
+        alike.append((mine.next_obs - theirs.next_obs).abs().amax(1) < 1e-3)
+        for name, rows in one._memory.items():
+            kept, sound = other._physics.state[name], ~mine.terminated & ~theirs.terminated
+            assert torch.allclose(kept[sound].double(), rows[sound].double(), atol=1e-6)
+    rows = torch.cat(alike)
+    assert rows.double().mean() > (0.05 if task.startswith(("sit", "push")) else 0.5)
+    assert torch.cat(off)[rows].max() < 1e-5
+    assert torch.equal(torch.cat(ends[::2])[rows], torch.cat(ends[1::2])[rows])
+    other.check()
+    one.close()
+
+
+@needs_warp
+def test_episodes_on_warp_begin_as_in_c(make: Callable[..., Any]) -> None:
+    for task in ("reach", "sit_hard"):
+        one, other = make(task, 400), make(task, 400, backend="humanoidbench_warp")
+        for mine, theirs in zip(one.reset()[0].T, other.reset()[0].T, strict=True):
+            assert ks_2samp(mine.numpy(), theirs.numpy()).pvalue > 1e-4
+        one.close()
+
+
+@needs_warp
+def test_contract_on_warp(make: Callable[..., Any]) -> None:
+    kinds = {"backend": "humanoidbench_warp", "max_episode_steps": 8}
+    report = examine(lambda num_envs, seed: make("maze", num_envs, seed, **kinds), 20)
+    assert report.violations == []
+    assert not [line for line in report.unseen if "termination" not in line]
+
+
+@needs_warp
+def test_success_on_warp_is_a_return_at_the_bar(make: Callable[..., Any]) -> None:
+    env = make("reach", 2, backend="humanoidbench_warp", max_episode_steps=3)
+    env.reset()
+    env._physics.returns[1] = 12000.0
+    seen = [env.step(torch.zeros(2, *env.action_space.shape)).metrics["success"].tolist() for _ in range(4)]
+    assert seen == [[False, True], [False, True], [False, True], [False, False]]
+
+
+@needs_warp
+def test_wrong_use_on_warp_is_named(make: Callable[..., Any]) -> None:
+    for options, message in (
+        ({"num_threads": 2}, "has no option 'num_threads' .it has max_episode_steps, nconmax, njmax, scenes."),
+        ({"frame_skip": 2}, "has no option 'frame_skip'"),
+        ({"scenes": "/nowhere"}, "needs the scene h1_pos_walk, which is not in /nowhere"),
+        ({"njmax": 3}, "no room for all contacts or constraints .*; njmax is 3, make .* njmax=6 or more"),
+    ):
+        with pytest.raises(TaskError, match=message):
+            env = make("walk", 2, backend="humanoidbench_warp", **options)
+            env.reset()
+            for action in actions(env, 30):  # until it has landed
+                env.step(action)
+            env.check()
+    with pytest.raises(TaskError, match="humanoidbench_warp has no task 'h1-wlak-v0', did you mean h1-walk-v0"):
+        humanoidbench_warp.make("h1-wlak-v0", 2, 0, CPU)
+    assert envs._backend_of("h1-walk-v0", "auto", torch.device("cuda:0")) == "humanoidbench_warp"
+    assert envs._backend_of("h1-walk-v0", "auto", CPU) == "humanoidbench"
+
+
+@needs_warp
+@needs_recording
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["h1-walk", "h1-maze", "h1-balance_hard"])
+def test_steps_on_warp_are_those_of_the_real_benchmark(task: str, data: None) -> None:
+    """For MuJoCo 3.11, Warp lists other corners of a foot for contacts than C does; for 4.0 they are the same."""
+    episodes = recorded(task)
+    env: Any = envs.make(f"{task}-v0", len(episodes["rew"]), backend="humanoidbench_warp")
+    state = {name: episodes[key] for name, key in (("qpos", "qpos"), ("qvel", "qvel"), ("qacc_warmstart", "warm"))}
+    put(env, state | ({"stage": episodes["stage"]} if task == "h1-maze" else {}))
+    step = env.step(torch.from_numpy(episodes["act"]).float())
+    env.check()
+    assert np.array_equal(step.terminated, episodes["term"])
+    off = np.abs(step.reward.numpy() - episodes["rew"])
+    agree = mujoco.__version__.startswith("4.0") or task == "h1-balance_hard"
+    assert np.median(off) < (1e-6 if agree else 1e-4) and off.max() < (2e-2 if agree else 0.1)
 
 
 # ---- the contract ----------------------------------------------------------------------------------------------------
