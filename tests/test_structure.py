@@ -99,6 +99,7 @@ ALSO = {  # packages of other adapters that one needs too
     "envs.isaaclab": {"gymnasium"},
     "envs.humanoidbench_upstream": {"gymnasium", "mujoco"},
 }
+JOINS = {"envs.humanoidbench_warp": {"envs.humanoidbench", "envs.mjwarp"}}  # the tasks of one, the physics of another
 SIMULATORS = set(ADAPTERS.values()) - {"torch"} | {
     *("ale_py", "brax", "dm_control", "genesis", "gymnasium_robotics", "isaaclab", "isaacgym", "jax", "mani_skill"),
     *("metaworld", "mjlab", "mujoco", "mujoco_playground", "mujoco_warp", "newton", "warp"),
@@ -145,7 +146,8 @@ def allows_own(module: str, target: str) -> bool:
     if module == "envs.multitask" and target == "envs":  # it has no simulator of its own
         return True
     if adapter := adapter_of(module):
-        return target in ("envs.base", "envs.families", *COMMON) or adapter_of(target) == adapter
+        own = {adapter, *JOINS.get(adapter, ())}
+        return target in ("envs.base", "envs.families", *COMMON) or adapter_of(target) in own
     if module in COMMON:
         return target in ("envs.base", *COMMON)
     if package == "envs":
