@@ -359,10 +359,10 @@ def rate(of: Mapping[str, float] | None) -> str:
 
 def line(row: Mapping[str, Any]) -> str:
     """Return a row of the table."""
-    begin = f"{row['task']:<22}{row['backend']:<23}{row['worlds']:>7,}{rate(row['ours'])}"
+    begin = f"{row['task']:<22} {row['backend']:<23}{row['worlds']:>7,}{rate(row['ours'])}"
     if "total_mib" not in row:
         share = f"{row['adapter']:7.1%}" if "adapter" in row else " " * 7
-        return f"{begin}{rate(row.get('engine'))}{share}{row['made_s']:9.1f}{row['memory_mib']:9,.0f}".rstrip()
+        return f"{begin}{rate(row.get('engine'))}{share}{row['made_s']:10.1f}{row['memory_mib']:8,.0f}".rstrip()
     faster = "{ratio:7.2f} [{min:.2f}, {max:.2f}]".format(**row["speed_ratio"]) if "against" in row else ""
     share = f"{row['memory_ratio']:8.3f}" if "against" in row else " " * 8
     each = row["memory_mib"] / row["worlds"]
@@ -372,9 +372,9 @@ def line(row: Mapping[str, Any]) -> str:
 def heading(args: Args) -> str:
     """Return the first line of the table."""
     ours, engine = (f"{name:>11}  {'[least, largest]':<22}" for name in ("ours", "engine"))
-    begin = f"{'task':<22}{'backend':<23}{'worlds':>7}"
+    begin = f"{'task':<22} {'backend':<23}{'worlds':>7}"
     if not args.against:
-        return f"{begin}{ours}{engine}{'adapter':>7}{'made in s':>9}{'MiB':>9}"
+        return f"{begin}{ours}{engine}{'adapter':>7}{'made in s':>10}{'MiB':>8}"
     steps = f"{'steps/s':>11}  {'[least, largest]':<22}"
     return f"{begin}{steps}{'  times as fast':<22}{'made in s':>9}{'MiB':>9}{'per env':>9}{'share':>8}"
 

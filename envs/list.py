@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m envs.list",
         description="List the tasks of all installed backends: shape of an observation (the critic's too where it sees "
         "more), actions, steps until an episode is truncated. Where several backends have a task, --backend auto takes "
-        "the one that is named first, on a GPU mjwarp.",
+        "the one that is named first, on a GPU one that simulates there.",
     )
     parser.add_argument("pattern", nargs="?", default="", help="part of a name, * stands for anything; case is ignored")
     parser.add_argument("--backend", choices=envs.BACKENDS, help="only this one")
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, backend in missing.items():
         if args.backend in (None, name):
             print(f"the backend {name} is not installed: {backend.install}", file=sys.stderr)
-    if not found:
+    if not found and args.pattern:
         print(f"no task matches {args.pattern!r}", file=sys.stderr)
     return 0 if found else 1
 

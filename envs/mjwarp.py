@@ -417,9 +417,9 @@ class WarpPhysics(Physics):
 
     def _compile(self, task: Task) -> Any:
         """Return the mujoco.MjModel of a task, as MuJoCo Warp can use it."""
-        name = task.xml_file
+        name, model = task.xml_file, task.model()
         try:
-            if (model := task.model()) is None and name.lstrip().startswith("<"):
+            if model is None and name.lstrip().startswith("<"):
                 model = self._mujoco.MjModel.from_xml_string(name)
             elif model is None:
                 model = self._mujoco.MjModel.from_xml_path(str(locate(name)))

@@ -744,6 +744,14 @@ def test_failed_and_resumed_equals_uninterrupted(
 
 
 @every_agent
+def test_the_simulator_that_was_chosen_is_said(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module, tiny = KINDS[kind]
+    assert module.main([*flags(**tiny), "--run-dir", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr()
+    assert f"task  {tiny['env_id']} by torch, " in said.out + said.err
+
+
+@every_agent
 def test_the_same_command_again_goes_on_until_it_is_done(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -581,6 +581,41 @@ def report_table() -> str:
     return "\n".join(out)
 
 
+def native_table() -> str:
+    """Return what HumanoidBench takes here and in its own package, from envs-cpu-humanoidbench.json."""
+    out = [
+        "| | environments | steps a second, ours | the package's | times as fast | MiB, ours | the package's | share |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    rows = json.loads(read(RESULTS / "envs-cpu-humanoidbench.json"))["results"]
+    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
+        assert ours["against"] == theirs["backend"]
+        out.append(
+            f"| {ours['task']} | {ours['worlds']} | {ours['ours']['median']:,.0f} | {theirs['ours']['median']:,.0f} "
+            f"| {ratio(ours['speed_ratio'])} | {ours['total_mib']:,.0f} | {theirs['total_mib']:,.0f} "
+            f"| {ours['memory_ratio']:.1%} |"
+        )
+    return "\n".join(out)
+
+
+def adapter_table() -> str:
+    """Return what adapters take of a step, from envs-cpu-16.json and envs-cpu-128.json."""
+    found: dict[tuple[str, str], dict[int, str]] = {}
+    for worlds in (16, 128):
+        for row in json.loads(read(RESULTS / f"envs-cpu-{worlds}.json"))["results"]:
+            sides = zip(row["ours"]["turns"][1:], row["engine"]["turns"][1:], strict=True)
+            turns = sorted(1 - mine / bare for mine, bare in sides)
+            said = f"{row['ours']['median']:,.0f} | {statistics.median(turns):.0%} ({turns[1]:.0%} to {turns[-2]:.0%})"
+            found.setdefault((row["task"], row["backend"]), {})[worlds] = said
+    out = [
+        "| task | backend | 16 environments: steps a second | adapter | 128: steps a second | adapter |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (task, backend), cells in found.items():
+        out.append(f"| {task} | {backend} | {cells[16]} | {cells.get(128, ' | ')} |")
+    return "\n".join(out)
+
+
 def own_task(module: str) -> str:
     """Return the example in the docstring of a module of `envs`, as a block that is run."""
     lines = (importlib.import_module(f"envs.{module}").__doc__ or "").splitlines()
@@ -592,6 +627,7 @@ def own_task(module: str) -> str:
 TABLES = {
     **{"flags": flag_table, "presets": preset_table, "results": result_table, "toy": toy_table, "cost": cost_table},
     **{"coverage": coverage_table, "bootstrap": bootstrap_table, "report": report_table, "own": own_task},
+    **{"native": native_table, "adapters": adapter_table},
 }
 MARKED = re.compile(r"(<!-- table: (\w+) ([^\n]*?)-->\n)(?:(?!<!-- table).)*?(<!-- end -->)", re.DOTALL)
 

@@ -145,6 +145,8 @@ def allows_own(module: str, target: str) -> bool:
         return into == "networks" and level(target) < level(module) and "." in module
     if module == "envs.multitask" and target == "envs":  # it has no simulator of its own
         return True
+    if module == "envs.humanoidbench_warp" and adapter_of(target) in ("envs.humanoidbench", "envs.mjwarp"):
+        return True  # the tasks of one on the engine of the other
     if adapter := adapter_of(module):
         own = {adapter, *JOINS.get(adapter, ())}
         return target in ("envs.base", "envs.families", *COMMON) or adapter_of(target) in own
