@@ -32,6 +32,7 @@ from envs.humanoidbench import HumanoidBench
 from envs.humanoidbench_scenes import find_scene, main, make_scene, strip
 from envs.humanoidbench_tasks import ROBOTS, TASKS, gaussian, linear, outside, quadratic
 
+pytestmark = pytest.mark.filterwarnings("ignore:MULTICCD is enabled")  # of poles, in MuJoCo Warp
 CPU = torch.device("cpu")
 DATA = Path(__file__).resolve().parents[2] / "shared" / "humanoidbench"
 RECORDED = {"3.11": DATA / "trajectories_mujoco-3.11.npz", "4.0": DATA / "trajectories_mujoco-4.0.npz"}
