@@ -207,7 +207,9 @@ def curve_plot(study: Study, overlays: Sequence[Overlay], wall: bool) -> Plot:
         sessions = [x for folder in study.folders for x in read_json(folder / "sweep.json").get("sessions") or []]
         most = max((int(x.get("per_gpu") or x.get("slots") or 1) for x in sessions), default=1)
         shared = f"up to {most} runs shared a machine" if most > 1 else "runs that shared a machine are slower"
-        said.append(f"Time is that of the training process, with evaluations; {shared}.")
+        said.append(
+            f"Time is that of the training process, with evaluations; {shared}. A curve ends with its fastest run."
+        )
     if overlays:
         said.append("Dashed grey: published mean, from other code and often other settings.")
     name, title = ("curves_time", "Learning curves over time") if wall else ("curves", "Learning curves")

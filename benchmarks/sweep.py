@@ -586,7 +586,10 @@ def sweep(args: Args, jobs: Sequence[Job], root: Path, slots: Sequence[str], kin
                 verdicts |= engines.Drive(todo, engine, args.retries, stop, screen.say, screen.refresh).run()
             finally:  # a session without an end was killed
                 session |= {"ended": time.time(), "stopped": stop.name}
-                write_json(root / "sweep.json", {"runs": runs, "sessions": sessions})
+                try:
+                    write_json(root / "sweep.json", {"runs": runs, "sessions": sessions})
+                except OSError as error:  # what has come of the runs is yet to be told
+                    screen.say(f"{root / 'sweep.json'} does not say how this session ended: {error.strerror}")
         if stop.name and not engine.waits_on_stop:
             print(engine.farewell())
     report(jobs, verdicts, root)

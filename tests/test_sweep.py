@@ -4,6 +4,7 @@ Most runs here are of a small program that keeps the contract of the agents and 
 frame that it trains, so a run that was started twice, or lost a frame, or did one again, is seen.
 """
 
+import errno
 import fcntl
 import importlib.util
 import json
@@ -1077,6 +1078,24 @@ def test_suites_are_part_of_the_package() -> None:
     shipped = project["tool"]["setuptools"]["package-data"]["benchmarks"]
     assert shipped == ["suites/*.toml", "references.csv"]
     assert {"ray", "slurm"} <= project["project"]["optional-dependencies"].keys()
+
+
+def test_a_disk_that_fills_meanwhile_hides_no_failure(
+    agent: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, calls = sweep.write_json, []
+
+    def fills(path: Path, content: Any) -> None:
+        calls.append(path)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, content)
+
+    monkeypatch.setattr(sweep, "write_json", fills)
+    assert sweep.main(words(agent, modes="ok exit")) == 1
+    said = capsys.readouterr()
+    assert len(calls) == 2 and "does not say how this session ended: No space left on device" in said.out + said.err
+    assert "a/fake__exit/seed1" in said.out and "done" in said.out
 
 
 # ---- Ray -----------------------------------------------------------------------------------------------------------
