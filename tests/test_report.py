@@ -658,6 +658,32 @@ def test_curves_of_fasttd3(tmp_path: Path) -> None:
     assert found[WALKER].seconds.tolist() == [1, 60]
 
 
+def dashed(runs: Study, overlays: Sequence[study.Overlay], wall: bool) -> list[list[tuple[float, float]]]:
+    """The points of each dashed line in the curves of a task."""
+    axes = Figure().subplots()
+    plots.draw_task(axes, runs, WALKER, overlays, wall)
+    lines = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+    return [[(float(x), float(y)) for x, y in np.asarray(line.get_xydata())] for line in lines]
+
+
+def test_published_curves_are_drawn_as_far_as_ours_go(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", range(100, 1001, 100), seconds=0.01)  # 1,000 frames in 10 s
+    none = np.full(3, np.nan)
+    flash = study.Overlay("FlashSAC", WALKER, np.array([0, 500, 2000]), none, np.array([1.0, 50.0, 99.0]))
+    fast = study.Overlay("FastTD3", WALKER, np.array([0, 800, 900]), np.array([1.0, 8.0, 30.0]), np.array([2.0, 3, 4]))
+    other = flash._replace(task=CHEETAH)
+    runs = study_of(tmp_path)
+    assert dashed(runs, [flash, fast, other], wall=False) == [[(0, 1), (500, 50)], [(0, 2), (800, 3), (900, 4)]]
+    assert dashed(runs, [flash, fast, other], wall=True) == [[(1, 2), (8, 3)]]
+    for wall, names in ((False, ["FlashSAC", "FastTD3"]), (True, ["FastTD3"])):
+        plot = plots.curve_plot(runs, [flash, fast], wall)
+        assert "Dashed grey: published mean" in plot.caption
+        figure = Figure(figsize=(7, plot.height))
+        plot.draw(figure)
+        said = {text.get_text() for axes in figure.axes for text in axes.texts} | {name for name, *_ in plot.legend}
+        assert said >= set(names)
+
+
 @pytest.mark.parametrize(
     "content", ["[1, 2]", '{"walker-walk": {"return": [1]}}', '{"walker-walk": [3]}', '{"a": {"b": 1}}', "{"]
 )
