@@ -643,6 +643,12 @@ class Ray(Engine):
         self.on_gpu = share > 0
         if self.on_gpu and not self.ray.cluster_resources().get("GPU"):
             raise ValueError("the Ray cluster has no GPU: --gpus none")
+        machines = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        if not any(has.get("CPU", 0) >= threads * ranks and has.get("GPU", 0) >= share for has in machines):
+            asked = f"{threads * ranks} cores and {share:g} GPUs"  # Ray would wait for them, without a word or an end
+            raise ValueError(
+                f"no machine of the Ray cluster has the {asked} that a run asks for: lower --ranks, --threads"
+            )
         self.options = {"num_cpus": threads * ranks, "num_gpus": share, "max_retries": 0}
         self.arguments = (threads, str(cache), str(stop_file))
         self.stop_file = stop_file

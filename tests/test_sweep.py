@@ -1124,8 +1124,15 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
 def test_on_ray(
     agent: Path, two_nodes: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], no_orphans: None
 ) -> None:
-    # Exit statuses, retries, and what is done is skipped: as on one machine.
     on_ray = ("--engine", "ray", "--gpus")
+    for more in (("any", "--ranks", "9"), ("none", "--threads", "4096")):  # more than any machine of the cluster has
+        with pytest.raises(SystemExit) as refused:
+            sweep.main(words(agent, *on_ray, *more))
+        assert refused.value.code == 2
+        assert "no machine of the Ray cluster has the " in capfd.readouterr().err
+        assert not (agent.parent / "out").exists()
+
+    # Exit statuses, retries, and what is done is skipped: as on one machine.
     arguments = words(agent, *on_ray, "none", modes="ok exit kill-once saved-once late")
     assert sweep.main(arguments) == 1
     out = capfd.readouterr().out
