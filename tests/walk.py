@@ -74,7 +74,8 @@ class Walk:
         self.folder, self.short = folder, short
         self.clone, self.logs = folder / "semrl", folder / "logs"
         self.venv = Path(sys.prefix) if short else self.clone / ".venv"
-        self.env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        foreign = ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # of whatever has started the walk
+        self.env = {name: value for name, value in os.environ.items() if name not in foreign}
         if short:  # the packages are those of here, the code is that of the clone
             self.env["PYTHONPATH"] = str(self.clone)
         self.names: dict[str, str] = {}
