@@ -20,9 +20,7 @@ This file imports neither torch nor anything of ours: it is also what runs in th
 
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +32,20 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from benchmarks.rivals import ROOT, VERSIONS, Missing, Pool, Restarting, Task, module, need, run_script, version
+from benchmarks.rivals import (
+    ROOT,
+    THREADS,
+    Missing,
+    Pool,
+    Program,
+    Restarting,
+    Task,
+    module,
+    mute,
+    need,
+    run_script,
+    versions,
+)
 
 EVAL_SEED = 1_000
 
@@ -264,10 +275,8 @@ def serve(text: str) -> None:
     fields = json.loads(text)
     order = Order(**{**fields, "flags": tuple(fields["flags"])})
     watch = Stopwatch(order.started)
-    reports = os.fdopen(os.dup(1), "w")
-    with open(os.devnull, "w") as nowhere:  # what the program itself prints
-        os.dup2(nowhere.fileno(), 1)
-    print(json.dumps({package: version(package) for package in VERSIONS}), file=reports, flush=True)
+    reports = mute()
+    print(json.dumps(versions()), file=reports, flush=True)
     try:
         need("torch").set_num_threads(order.threads)
         PROGRAMS[order.program](order, watch, lambda seen: print(json.dumps(seen), file=reports, flush=True))
@@ -309,28 +318,19 @@ def train(args: Args, row: Row, seed: int) -> tuple[dict[str, str | None], list[
     """
     order = Order(row.program, args.env_id, seed, args.every, args.episodes, args.threads, time.time(), row.flags)
     order = order._replace(checkout=str(args.cleanrl.resolve()) if args.cleanrl else "")
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **dict.fromkeys(names, str(args.threads))}
+    env = {"PYTHONPATH": str(ROOT), **dict.fromkeys(THREADS, str(args.threads))}
     command = [row.python, "-m", "benchmarks.reach", json.dumps(order._asdict())]
     seen: list[Evaluation] = []
-    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "stderr.txt", "w+") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder, env=env)
-        assert process.stdout is not None
-        try:
-            first = process.stdout.readline()
-            for line in process.stdout:
-                seen.append(Evaluation(*json.loads(line)))
-                if seen[-1].episodic_return >= args.goal or seen[-1].frames >= args.frames:
-                    return json.loads(first), seen
-        finally:
-            process.kill()  # it holds nothing that has to be saved
-            process.wait()
-            process.stdout.close()
-        if seen and process.returncode == 0:  # the end of its training
-            return json.loads(first), seen
-        errors.seek(0)
-        said = [line.strip() for line in errors.read().split("\n") if line.strip()]
-    raise Missing(said[-1] if said else "ended without a word")
+    with tempfile.TemporaryDirectory() as folder, Program(command, Path(folder), env) as program:
+        installed = program.read()
+        while not seen or (seen[-1].episodic_return < args.goal and seen[-1].frames < args.frames):
+            try:
+                seen.append(Evaluation(*program.read()))
+            except Missing:
+                if not seen or not program.finished:
+                    raise
+                break
+    return installed, seen
 
 
 def results(args: Args, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -394,7 +394,7 @@ def run(args: Args, report: dict[str, Any], runs: list[dict[str, Any]]) -> None:
             if (row.name, seed) in have or row.name in missing:
                 continue
             try:
-                versions, seen = train(args, row, seed)
+                installed, seen = train(args, row, seed)
             except Missing as reason:
                 if row.program == "ours":
                     raise Missing(f"{row.name} does not run: {reason}") from None
@@ -408,7 +408,7 @@ def run(args: Args, report: dict[str, Any], runs: list[dict[str, Any]]) -> None:
             )
             evaluations = [list(each) for each in seen]
             side = "ours" if row.program == "ours" else "rival"
-            of = {"program": row.name, "side": side, "seed": seed, "versions": versions}
+            of = {"program": row.name, "side": side, "seed": seed, "versions": installed}
             runs.append({**of, "evaluations": evaluations})
             write(args, report, runs)
     if runs:

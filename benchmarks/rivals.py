@@ -43,6 +43,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 FOREVER = 2_000_000_000  # frames: programs are stopped from outside
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""environment variables that say how many a library may use"""
 VERSIONS = ("torch", "numpy", "gymnasium", "envpool", "stable-baselines3")
 
 
@@ -287,25 +289,31 @@ def serve(text: str) -> None:
     fields = json.loads(text)
     task: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields["task"].items()}
     order = Order(**{**fields, "task": Task(**task)})
-    reports = os.fdopen(os.dup(1), "w")
-    with open(os.devnull, "w") as nowhere:  # what the program itself prints
-        os.dup2(nowhere.fileno(), 1)
-    versions = {package: version(package) for package in VERSIONS}
+    reports = mute()
     try:
         if order.program != "simulator":
             need("torch").set_num_threads(order.threads)
-        print(json.dumps(versions), file=reports, flush=True)
+        print(json.dumps(versions()), file=reports, flush=True)
         PROGRAMS[order.program](order, Gate(sys.stdin, reports))
     except Missing as missing:
         sys.exit(str(missing))
 
 
-def version(package: str) -> str | None:
-    """Return the version of an installed package."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def mute() -> IO[str]:
+    """Return standard output; from now on what the program itself prints does not get there."""
+    reports = os.fdopen(os.dup(1), "w")
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    return reports
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of the packages that matter, None of what is not installed."""
+    found: dict[str, str | None] = dict.fromkeys(VERSIONS)
+    for package in VERSIONS:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 # ---- what stands between EnvPool and the rivals ----------------------------------------------------------------------
@@ -480,7 +488,7 @@ class Restarting(Pool):
         return [None] * len(self._nothing)
 
     def _unused(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError("PPO and SAC call no methods of environments")
+        raise NotImplementedError("the learners here call no methods of environments")
 
     set_attr = env_method = _unused
 
@@ -535,7 +543,7 @@ class Program:
         Raises:
             Missing: it has ended instead.
         """
-        return self._read(), Turn(*self._read())
+        return self.read(), Turn(*self.read())
 
     def turn(self, frames: int) -> Turn:
         """Let the program train.
@@ -545,9 +553,19 @@ class Program:
         """
         with suppress(BrokenPipeError):  # what it said last is the better message
             print(frames, file=self._orders, flush=True)
-        return Turn(*self._read())
+        return Turn(*self.read())
 
-    def _read(self) -> Any:
+    @property
+    def finished(self) -> bool:
+        """Whether it has come to its end by itself, and without an error."""
+        return self._process.returncode == 0
+
+    def read(self) -> Any:
+        """Return what the program says next.
+
+        Raises:
+            Missing: it has ended instead; with its last words.
+        """
         line = self._reports.readline()
         if line:
             return json.loads(line)
@@ -695,9 +713,9 @@ def compare(args: Args, task: Task) -> dict[str, Any]:
         Missing: ours does not run.
     """
     rows, missing = lineup(args, task)
-    env = {name: str(args.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    env = dict.fromkeys(THREADS, str(args.threads))
     running: dict[str, Program] = {}
-    versions: dict[str, dict[str, str | None]] = {}
+    installed: dict[str, dict[str, str | None]] = {}
     precision: dict[str, str] = {}
     with ExitStack() as stack:
         for number, row in enumerate(rows):
@@ -707,7 +725,7 @@ def compare(args: Args, task: Task) -> dict[str, Any]:
             folder.mkdir()
             program = stack.enter_context(Program(command(row), folder, env))
             try:
-                versions[row.name], first = program.start()
+                installed[row.name], first = program.start()
                 running[row.name], precision[row.name] = program, first.precision
             except Missing as why:
                 if row.side != "rival":
@@ -716,7 +734,7 @@ def compare(args: Args, task: Task) -> dict[str, Any]:
         turns = take_turns(running, args.repeats, args.turn)
     found = results([row for row in rows if row.name in running], turns, args.clock)
     print(table(str(task), found, missing), flush=True)
-    return {"results": found, "versions": versions, "missing": missing}
+    return {"results": found, "versions": installed, "missing": missing}
 
 
 if __name__ == "__main__":
