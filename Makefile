@@ -10,6 +10,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # More flags for the training run, e.g.  make train ARGS="--seed 2 --no-sem-critic"
 ARGS   ?=
+# Tests in so many processes, each file of them in one
+JOBS   ?= 2
 
 .PHONY: help train test test-all lint format clean
 
@@ -20,11 +22,11 @@ train: $(READY)
 	$(BIN)/python agents/fasttd3.py --sem $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 test-all: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --constraint constraints-extra.txt --editable '.[dev,mjlab,playground]'
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -76,6 +76,8 @@ class Ended(NamedTuple):
     code: int | None
     """exit status, below 0 for a signal; None if nobody saw it"""
     why: str = ""
+    refusal: Exception | None = None
+    """what `launch` raised instead of starting it"""
 
 
 class Refused(Exception):
@@ -202,7 +204,9 @@ def judge(ended: Ended) -> tuple[str, str]:
     Only a result that the training process has written makes it done: wrappers lose exit codes. What was killed or has
     saved itself goes on. What failed by itself would fail again.
     """
-    job, code, why = ended
+    job, code, why, refusal = ended
+    if isinstance(refusal, OSError):
+        return "failed", f"cannot start it: {refusal.strerror or refusal} ({refusal.filename or job.dir})"
     said = read_json(job.dir / "status.json")
     if said.get("time", 0.0) < read_json(job.dir / "launch.json").get("started", 0.0):
         said = {}  # of the life before
@@ -394,21 +398,17 @@ class Drive:
         for job in list(self.waiting):
             if time.monotonic() < self.not_before.get(job.key, 0.0):
                 continue
+            refusal = None
             try:
                 if not self.engine.start(job):
                     return
-            except Refused:
-                self.waiting.remove(job)
-                self._settle(Ended(job, None))
-                continue
-            except CodeChanged as changed:
-                self.closed = True
-                self.say(str(changed))
-                return
-            except OSError as refused:
-                reason = f"{refused.strerror or refused} ({refused.filename or job.dir})"
-                self._conclude(job, Verdict("failed", f"cannot start it: {reason}"), None)
+            except (Refused, CodeChanged, OSError) as error:
+                refusal = error
             self.waiting.remove(job)
+            if refusal:
+                self._settle(Ended(job, None, refusal=refusal))
+            if self.closed:
+                return
 
     def _settle(self, ended: Ended) -> None:
         """Decide what is to become of a run that has ended."""
@@ -417,6 +417,11 @@ class Drive:
             self.waiting.insert(0, job)
             return
         if ended.why == NOT_STARTED:
+            return
+        if isinstance(ended.refusal, CodeChanged):
+            if not self.closed:
+                self.say(str(ended.refusal))
+            self.closed = True
             return
         verdict, why = judge(ended)
         if verdict != "again":
@@ -652,7 +657,7 @@ class Ray(Engine):
         self.options = {"num_cpus": threads * ranks, "num_gpus": share, "max_retries": 0}
         self.arguments = (threads, str(cache), str(stop_file))
         self.stop_file = stop_file
-        stop_file.unlink(missing_ok=True)
+        stop_file.write_text("00")  # room for the number of a signal, also when the disk is full
         self.refs: dict[Any, Job] = {}
 
     @property
@@ -673,9 +678,12 @@ class Ray(Engine):
         for ref in ready:
             job = self.refs.pop(ref)
             try:
-                gone.append(Ended(job, *self.ray.get(ref)))
+                code = self.ray.get(ref)
+                gone.append(Ended(job, code, NOT_STARTED if code is None else ""))
             except self.ray.exceptions.TaskCancelledError:
                 gone.append(Ended(job, None, NOT_STARTED))
+            except self.ray.exceptions.RayTaskError as error:
+                gone.append(Ended(job, None, str(error.cause), error.cause))
             except self.ray.exceptions.RayError as error:  # the worker or its machine is gone
                 gone.append(Ended(job, None, f"Ray: {' '.join(str(error).split())[:120]}"))
         return gone
@@ -683,35 +691,47 @@ class Ray(Engine):
     def stop(self, number: int) -> None:
         """Leave a file that all tasks look for; what has not begun is taken back."""
         super().stop(number)
-        self.stop_file.write_text(str(number))
+        told = True
+        try:
+            with open(self.stop_file, "r+") as file:
+                file.write(f"{number:02d}")
+        except OSError:  # the folder is gone, say
+            told = False
         for ref, job in list(self.refs.items()):
-            if not alive(job.dir):
-                self.ray.cancel(ref)
+            if not (told and alive(job.dir)):
+                self.ray.cancel(ref, force=not told)
 
     def close(self) -> None:
         """Take the file away that asks to stop."""
         self.stop_file.unlink(missing_ok=True)
 
 
-def execute(job: Job, on_gpu: bool, threads: int, cache: str, stop_file: str) -> tuple[int | None, str]:
-    """Run a job on a worker of Ray; returns its exit status, None where it was not started, and why."""
+def execute(job: Job, on_gpu: bool, threads: int, cache: str, stop_file: str) -> int | None:
+    """Run a job on a worker of Ray; returns its exit status, None where a stop came first.
+
+    Raises:
+        Refused, CodeChanged, OSError: as `launch` does.
+    """
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if on_gpu else ""  # without a share Ray leaves all GPUs visible
     where = f"{f'GPU {gpu} of ' if gpu else ''}{socket.gethostname()}"
-    if Path(stop_file).exists():
-        return None, NOT_STARTED
-    try:
-        process = launch(job, where, threads, environment(gpu, threads, Path(cache)), detached=False)
-    except (Refused, CodeChanged, OSError) as refused:
-        return None, str(refused)
+    if _asked(stop_file):
+        return None
+    process = launch(job, where, threads, environment(gpu, threads, Path(cache)), detached=False)
     told = 0
     while process.poll() is None:
-        with suppress(OSError, ValueError):
-            asked = int(Path(stop_file).read_text())
-            if asked != told:
-                told = asked
-                process.send_signal(asked)
+        asked = _asked(stop_file)
+        if asked not in (0, told):
+            told = asked
+            process.send_signal(asked)
         time.sleep(POLL_S)
-    return process.returncode, ""
+    return process.returncode
+
+
+def _asked(stop_file: str) -> int:
+    """The signal that a sweep asks for in a file; 0 for none."""
+    with suppress(OSError, ValueError):
+        return int(Path(stop_file).read_text())
+    return 0
 
 
 # ---- Slurm -----------------------------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ def examine(make_fn: MakeFn, steps: int = 300, num_envs: int = 4, seed: int = 0,
     """
     if steps < 2 or num_envs < 2:
         raise ValueError(f"steps is {steps} and num_envs is {num_envs}, both must be at least 2")
+    step_random_states()  # one that was just seeded, as the environment will seed it, would stay the same
     before = random_states()
     env = make_fn(num_envs, seed)
     with closing(env):
@@ -496,6 +497,16 @@ def differ(one: Tensor, other: Tensor) -> Tensor:
     if one is other:
         return torch.zeros(len(one), dtype=torch.bool, device=one.device)
     return (rows(one) != rows(other)).logical_and_(~(rows(one).isnan() & rows(other).isnan())).any(1)
+
+
+def step_random_states() -> None:
+    """Draw one number from each of the global random number generators."""
+    random.random()
+    np.random.random()  # noqa: NPY002
+    torch.rand(())
+    if torch.cuda.is_initialized():
+        for device in range(torch.cuda.device_count()):
+            torch.rand((), device=f"cuda:{device}")
 
 
 def random_states() -> dict[str, Any]:

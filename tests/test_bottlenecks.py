@@ -473,7 +473,7 @@ def test_a_temperature_that_cannot_end_there_is_refused(changes: dict) -> None:
         config("sem", **changes)
 
 
-@pytest.mark.parametrize("kind", set(KINDS) - set(WITH_TEMPERATURE))
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - set(WITH_TEMPERATURE)))
 @pytest.mark.parametrize("changes", [{"temperature": 0.5}, {"learned_temperature": True}, {"end_temperature": 0.5}])
 def test_a_temperature_of_what_has_none_is_refused(kind: Kind, changes: dict) -> None:
     with pytest.raises(ValueError, match=f"{kind} has no temperature"):

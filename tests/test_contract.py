@@ -307,7 +307,11 @@ HABITS: list[tuple[type[Toy], str]] = [
 def test_bad_habit_is_caught(broken: type[Toy], message: str) -> None:
     state = random.getstate(), torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
     try:
-        assert_told(broken, message)
+        for seed in (0, 1):  # the check leads them to these states, too
+            random.seed(seed)
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            assert_told(broken, message)
     finally:
         random.setstate(state[0])
         torch.set_rng_state(state[1])

@@ -31,7 +31,7 @@ from benchmarks.status import Seen
 ROOT = Path(sweep.__file__).resolve().parents[1]
 
 AGENT = '''"""Keeps the contract of a run, trains nothing, and ends as --mode says."""
-import fcntl, json, os, signal, subprocess, sys, time
+import fcntl, json, os, resource, signal, subprocess, sys, time
 
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 run_dir, mode, total = flags["--run-dir"], flags.get("--mode", "ok"), int(flags.get("--total-timesteps", 4))
@@ -82,14 +82,22 @@ def fail():
         subprocess.Popen(["sleep", "60"], close_fds=False)
         raise RuntimeError("the pole fell")
     if mode == "big":
+        if flags.get("--quota") and not go():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(flags["--quota"]),) * 2)
         with open(path("big"), "wb") as file:
             file.write(bytes(1 << 20))
-    while mode in ("wait", "deaf") and not os.path.exists(os.path.join(run_dir, "..", "..", "..", "..", "..", "go")):
+    while mode in ("wait", "deaf") and not go():
         if stop and mode == "wait":
             break
         time.sleep(0.005)
 
 
+def go():
+    return os.path.exists(os.path.join(run_dir, "..", "..", "..", "..", "..", "go"))
+
+
+if os.environ.get("RANK", "0") != "0":
+    sys.exit(0)
 lock = open(path(".lock"), "a+")
 try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -202,6 +210,11 @@ def words(agent: Path, *more: str, modes: str = "ok", tasks: str = "a", seeds: s
     return [*grid, *given[:cut], *given[cut:]]
 
 
+ON_RAY = {
+    "RAY_process_group_cleanup_enabled": "true",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+}
 START = """
 import pathlib, sys
 from benchmarks import engines, sweep
@@ -212,8 +225,7 @@ sys.exit(sweep.main())
 
 def background(arguments: list[str], prefix: str = "") -> subprocess.Popen[str]:
     """A sweep in a process of its own."""
-    root = Path(arguments[arguments.index("--out") + 1]).parent
-    command = shlex.join([sys.executable, "-c", START, str(root), *arguments])
+    command = shlex.join([sys.executable, "-c", START, str(engines.ROOT), *arguments])
     return subprocess.Popen(
         ["bash", "-c", f"{prefix}exec {command}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -250,6 +262,40 @@ def job(tmp_path: Path, mode: str = "ok", **more: Any) -> Job:
 
 def local(tmp_path: Path, *slots: str) -> Local:
     return Local(slots or ("",), 1, tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[str]:
+    """Address of a Ray cluster that is this machine, with two cores and, as it believes, four GPUs."""
+    pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ON_RAY.items():
+            patch.setenv(name, value)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+        made = importlib.import_module("ray.cluster_utils").Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 4}
+        )
+        yield made.address
+        made.shutdown()
+
+
+@pytest.fixture
+def on_ray(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Flags of a sweep on that cluster."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(engines, "ROOT", ROOT)  # as the workers see it
+    for name, value in ON_RAY.items():
+        monkeypatch.setenv(name, value)
+    before = signal.getsignal(signal.SIGCHLD)
+    yield ["--engine", "ray", "--ray-address", ray_cluster, "--gpus"]
+    ray.shutdown()
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.fixture(params=["local", "ray"])
+def engine(request: pytest.FixtureRequest) -> list[str]:
+    """Flags of an engine, with runs on the CPU."""
+    return [] if request.param == "local" else [*request.getfixturevalue("on_ray"), "none"]
 
 
 @pytest.fixture
@@ -538,8 +584,8 @@ def test_exit_statuses_may_be_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     try:
         for mode, expected in (("exit", "failed"), ("kill", "again"), ("ok", "done"), ("saved", "again")):
             run = job(tmp_path, mode)
-            code, why = engines.execute(run, False, 1, str(tmp_path), str(tmp_path / ".stop"))
-            assert code == 0 and engines.judge(Ended(run, code, why))[0] == expected, mode
+            code = engines.execute(run, False, 1, str(tmp_path), str(tmp_path / ".stop"))
+            assert code == 0 and engines.judge(Ended(run, code))[0] == expected, mode
         for seed, mode in enumerate(("exit", "kill-once")):  # and so can whoever has started the sweep
             path = tmp_path / "out" / "again" / str(seed)
             run = job(tmp_path, dir=path, flags=("--run-dir", str(path), "--mode", mode))
@@ -692,13 +738,14 @@ def test_what_a_killed_sweep_has_left_is_stopped_too(tmp_path: Path, no_orphans:
 # ---- disks ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk(agent: Path) -> None:
-    arguments = words(agent, modes="big ok")
-    sweeper = background(arguments, "ulimit -f 64; ")  # no file above 64 KiB
-    said, _ = sweeper.communicate(timeout=60)
-    assert sweeper.returncode == 1 and "1 of 2 done, 1 failed" in said, said
-    assert "exit status 2: cannot write: File too large" in said
-    assert sweep.main([*arguments, "--retry-failed"]) == 0  # there is room again
+def test_a_full_disk(agent: Path, engine: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = words(agent, *engine, "--retry-failed", "--", "--quota", "65536", modes="big ok")
+    assert sweep.main(arguments) == 1
+    said = capfd.readouterr().out
+    assert "1 of 2 done, 1 failed" in said and "exit status 2: cannot write: File too large" in said
+    assert launch(folder(agent, "big"))["starts"] == 1
+    (agent.parent / "go").touch()  # there is room again
+    assert sweep.main(arguments) == 0
     assert frames(folder(agent, "big")) == [1, 2, 3, 4]
 
 
@@ -708,19 +755,24 @@ def test_no_room_for_the_sweep_itself(agent: Path) -> None:
     assert sweeper.returncode == 2 and said.startswith("error: cannot write") and said.count("\n") == 1, said
 
 
-def test_one_directory_that_cannot_be_made(agent: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_one_directory_that_cannot_be_made(agent: Path, engine: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     blocked = folder(agent, task="b").parent
     blocked.parent.mkdir(parents=True)
     blocked.write_text("a file where a directory should be")
-    assert sweep.main(words(agent, tasks="b a")) == 1
+    assert sweep.main(words(agent, *engine, tasks="b a")) == 1
     assert frames(folder(agent)) == [1, 2, 3, 4]
-    assert "cannot start it: Not a directory" in capfd.readouterr().out
+    out, err = capfd.readouterr()
+    assert "cannot start it: Not a directory" in out and "again " not in err
 
 
-@pytest.mark.parametrize("content", ["", '{"state": "runn', "[1]", "\x00\x00"])
-def test_a_corrupt_status_file(content: str, agent: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("content", "engine"),
+    [("", "local"), ('{"state": "runn', "local"), ("[1]", "local"), ("\x00\x00", "local"), ('{"state": "runn', "ray")],
+    indirect=["engine"],
+)
+def test_a_corrupt_status_file(content: str, engine: list[str], agent: Path) -> None:
     path = folder(agent, "saved")
-    arguments = words(agent, "--retries", "0", modes="saved", slots=1)
+    arguments = words(agent, *engine, "--retries", "0", modes="saved", slots=1)
     assert sweep.main(arguments) == 1 and frames(path) == [1, 2]
     (path / "status.json").write_text(content)
     assert status.main([str(agent.parent / "out")]) == 1
@@ -781,17 +833,21 @@ def test_other_code_is_not_mixed(agent: Path, capfd: pytest.CaptureFixture[str])
 
 
 def test_code_that_changes_during_a_sweep_ends_it(
-    agent: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    agent: Path, engine: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    at_once = 2 if engine else 1
+    paths = [folder(agent, "wait", seed=seed) for seed in (1, 2, 3, 4)]
+
     def edit(_: status.Screen) -> None:
-        if len(frames(folder(agent))) == 4:
+        if sum(len(frames(path)) == 2 for path in paths) == at_once:  # where they wait
             agent.write_text(AGENT + "# a new idea\n")
+            (agent.parent / "go").touch()
 
     monkeypatch.setattr(status.Screen, "refresh", edit)
-    assert sweep.main(words(agent, seeds="1-3")) == 1
+    assert sweep.main(words(agent, *engine, modes="wait", seeds="1-4")) == 1
     out, err = capfd.readouterr()
-    assert "1 of 3 done, 2 unfinished" in out and err.count("the code has changed") == 1
-    assert not folder(agent, seed=2).exists()
+    assert f"{at_once} of 4 done, {4 - at_once} unfinished" in out and err.count("the code has changed") == 1
+    assert sum(path.exists() for path in paths) == at_once
 
 
 def test_the_version_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1107,9 +1163,8 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
     ray = pytest.importorskip("ray")
     cluster_utils = importlib.import_module("ray.cluster_utils")
     monkeypatch.setattr(engines, "ROOT", ROOT)  # as the workers see it
-    monkeypatch.setenv(getattr(request, "param", "RAY_process_group_cleanup_enabled"), "true")
-    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
+    for name, value in getattr(request, "param", ON_RAY).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # the cluster believes it
     before = signal.getsignal(signal.SIGCHLD)
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 2})
@@ -1124,16 +1179,16 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
 def test_on_ray(
     agent: Path, two_nodes: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], no_orphans: None
 ) -> None:
-    on_ray = ("--engine", "ray", "--gpus")
+    on_two = ("--engine", "ray", "--gpus")
     for more in (("any", "--ranks", "9"), ("none", "--threads", "4096")):  # more than any machine of the cluster has
         with pytest.raises(SystemExit) as refused:
-            sweep.main(words(agent, *on_ray, *more))
+            sweep.main(words(agent, *on_two, *more))
         assert refused.value.code == 2
         assert "no machine of the Ray cluster has the " in capfd.readouterr().err
         assert not (agent.parent / "out").exists()
 
     # Exit statuses, retries, and what is done is skipped: as on one machine.
-    arguments = words(agent, *on_ray, "none", modes="ok exit kill-once saved-once late")
+    arguments = words(agent, *on_two, "none", modes="ok exit kill-once saved-once late")
     assert sweep.main(arguments) == 1
     out = capfd.readouterr().out
     assert "4 of 5 done, 1 failed" in out and "exit status 1: RuntimeError: the pole fell" in out
@@ -1144,25 +1199,27 @@ def test_on_ray(
     assert launch(folder(agent, "ok"))["starts"] == 1
 
     # A share of a GPU.
-    shared = words(agent, *on_ray, "any", "--per-gpu", "2", tasks="gpu")
+    shared = words(agent, *on_two, "any", "--per-gpu", "2", tasks="gpu")
     assert sweep.main(shared) == 0
     assert json.loads((folder(agent, task="gpu") / "env.json").read_text())["CUDA_VISIBLE_DEVICES"] in ("0", "1")
 
     # A signal: what runs saves, what waits does not start.
-    sent = []
-    paths = [folder(agent, "wait", "stop", seed) for seed in (1, 2)]
+    started: list[Path] = []
+    paths = [folder(agent, "wait", "stop", seed) for seed in (1, 2, 3, 4)]
 
     def refresh(_: status.Screen) -> None:
-        if not sent and all(len(frames(path)) >= 2 for path in paths):
-            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+        running = [path for path in paths if len(frames(path)) >= 2]  # any two: Ray keeps no order
+        if not started and len(running) == 2:
+            started.extend(running)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(status.Screen, "refresh", refresh)
-        waiting = words(agent, *on_ray, "none", modes="wait", tasks="stop", seeds="1-4")
+        waiting = words(agent, *on_two, "none", modes="wait", tasks="stop", seeds="1-4")
         assert sweep.main(waiting) == 75
-    assert [status.look("x", path).state for path in paths] == ["stopped"] * 2
-    assert all(launch(path)["exit"] == 75 for path in paths)
-    assert not any(frames(folder(agent, "wait", "stop", seed)) for seed in (3, 4))
+    for path in paths:
+        assert (status.look("x", path).state == "stopped" and launch(path)["exit"] == 75) == (path in started)
+        assert bool(frames(path)) == (path in started)
 
     # A machine that dies, with one of two runs on it.
     paths = [folder(agent, "wait", "die", seed) for seed in (1, 2)]
@@ -1175,11 +1232,53 @@ def test_on_ray(
 
     with monkeypatch.context() as patch:
         patch.setattr(status.Screen, "refresh", strike)
-        assert sweep.main(words(agent, *on_ray, "none", modes="wait", tasks="die", seeds="1 2")) == 0
+        assert sweep.main(words(agent, *on_two, "none", modes="wait", tasks="die", seeds="1 2")) == 0
     assert killed and all(frames(path) == [1, 2, 3, 4] for path in paths)
 
 
-SUBREAPER = "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper"
+def test_a_killed_sweep_on_ray_goes_on(
+    agent: Path, on_ray: list[str], capfd: pytest.CaptureFixture[str], no_orphans: None
+) -> None:
+    arguments = words(agent, *on_ray, "none", modes="wait", seeds="1-3")
+    paths = [folder(agent, "wait", seed=seed) for seed in (1, 2, 3)]
+    first = background(arguments)
+    wait_for(lambda: sum(len(frames(path)) >= 2 for path in paths) == 2, 60.0)
+    assert f"process {first.pid} of " in refusal(arguments, capfd)  # a rerun while it runs
+    begun = [path for path in paths if frames(path)]
+    first.kill()
+    first.wait()
+    wait_for(lambda: not any(status.alive(path) for path in paths))  # Ray ends what it has started for a sweep
+    assert [status.look("x", path).state for path in begun] == ["stopped"] * 2
+    (agent.parent / "go").touch()
+    assert sweep.main(arguments) == 0
+    for path in paths:
+        assert frames(path) == [1, 2, 3, 4] and launch(path)["starts"] == 1 + (path in begun)
+
+
+def test_a_run_that_is_alive_is_not_started_on_ray_too(
+    agent: Path, on_ray: list[str], monkeypatch: pytest.MonkeyPatch, no_orphans: None
+) -> None:
+    arguments = words(agent, *on_ray, "none", "--mismatch", "keep", modes="wait")
+    by_hand = subprocess.Popen([sys.executable, agent, "--run-dir", folder(agent, "wait"), "--mode", "wait"])
+    wait_for(lambda: len(frames(folder(agent, "wait"))) >= 2)
+    monkeypatch.setattr(status.Screen, "refresh", lambda _: (agent.parent / "go").touch())
+    assert sweep.main(arguments) == 0 and by_hand.wait() == 0
+    assert frames(folder(agent, "wait")) == [1, 2, 3, 4] and "starts" not in launch(folder(agent, "wait"))
+
+
+def test_several_gpus_for_a_run(agent: Path, on_ray: list[str]) -> None:
+    for task, more in (("a", [*on_ray, "any"]), ("b", ["--gpus", "0,1,2,3"])):
+        assert sweep.main(words(agent, *more, "--ranks", "2", "--threads", "1", tasks=task, seeds="1 2")) == 0
+        given = [json.loads((folder(agent, task=task, seed=seed) / "env.json").read_text()) for seed in (1, 2)]
+        assert all(len(set(env["CUDA_VISIBLE_DEVICES"].split(",")) & set("0123")) == 2 for env in given)
+        assert [env["WORLD_SIZE"] for env in given] == ["2", "2"]
+
+
+SUBREAPER = {
+    "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+}
 
 
 @pytest.mark.slow
