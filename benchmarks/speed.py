@@ -6,6 +6,7 @@
     python benchmarks/speed.py reach --help                             # time to a return: benchmarks/reach.py
     python benchmarks/speed.py envs --help                              # environments: benchmarks/simulators.py
     python benchmarks/speed.py together --help                          # seeds side by side: benchmarks/together.py
+    python benchmarks/speed.py parts --help                             # without each optimisation: benchmarks/parts.py
     python benchmarks/speed.py gpu --out FOLDER                         # all of it on a GPU, within ten minutes
 
 CHECKOUT is a copy of github.com/younggyoseo/FastTD3, which stays outside of this repository.
@@ -59,7 +60,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from agents import config, fasttd3, machine
 from agents.manifest import git_revision, manifest
 from agents.replay import ReplayBuffer
-from benchmarks import reach, rivals, simulators, together
+from benchmarks import parts, reach, rivals, simulators, together
 from benchmarks.rivals import ratio
 from envs.base import Step, VecEnv, vector_space
 from networks.normalize import RunningNorm
@@ -697,7 +698,7 @@ def check_paths(args: rivals.Args | reach.Args) -> None:
         config.require(path is None or path.exists(), f"{flag} {path}: there is no such file")
 
 
-def begin(args: Args | rivals.Args | reach.Args, device: str) -> dict[str, Any]:
+def begin(args: Args | rivals.Args | reach.Args | parts.Args, device: str) -> dict[str, Any]:
     """Say what machine it is; returns the report, without results."""
     about = manifest()
     threads = f"{torch.get_num_threads()} threads of {machine.available_cores()} cores"
@@ -757,6 +758,21 @@ def reaching(argv: Sequence[str]) -> None:
         report["machine"] = before["machine"]
     try:
         reach.run(args, report, runs)
+    except rivals.Missing as missing:
+        config.fail(str(missing))
+
+
+def taking_apart(argv: Sequence[str]) -> None:
+    """Time training without each of its optimisations, and print and write the results."""
+    args = config.parse(parts.Args, argv=argv).args
+    config.positive(args, "repeats")
+    config.require(args.share > 0, f"--share {args.share}: must be above 0")
+    config.require(bool(args.tasks), "--tasks: name at least one")
+    for name in args.parts:
+        config.require(name in parts.PARTS, f"--parts {name!r}: there are {', '.join(parts.PARTS)}")
+    check_out(args.out)
+    try:
+        parts.run(args, begin(args, "cpu"))
     except rivals.Missing as missing:
         config.fail(str(missing))
 
@@ -827,6 +843,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return simulators.main(argv[1:])
     if argv and argv[0] == "together":
         return together.main(argv[1:])
+    if argv and argv[0] == "parts":
+        return taking_apart(argv[1:])
     if argv and argv[0] == "gpu":
         sys.exit(on_gpu(argv[1:]))
     args = config.parse(Args, argv=argv).args

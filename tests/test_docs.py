@@ -32,7 +32,7 @@ from torch.distributed import run as torch_run
 import envs
 from agents import config
 from benchmarks import intervals as intervals_of
-from benchmarks import records, rivals, simulators, speed, stats, study, together
+from benchmarks import parts, reach, records, rivals, simulators, speed, stats, study, together
 from envs.families import HUMANOIDBENCH, PLAYGROUND
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -213,7 +213,10 @@ def check_agent(name: str, words: Sequence[str]) -> None:
         raise ValueError(f"no backend is called {parsed.args.backend}")
 
 
-OF_SPEED = {"ppo": rivals.Args, "envs": simulators.Args, "together": together.Args, "gpu": speed.GpuArgs}
+OF_SPEED = {
+    **{"ppo": rivals.Args, "envs": simulators.Args, "together": together.Args, "gpu": speed.GpuArgs},
+    **{"reach": reach.Args, "parts": parts.Args},
+}
 
 
 def check_benchmark(name: str, words: Sequence[str]) -> None:
@@ -343,7 +346,8 @@ def test_flags_in_the_prose_exist() -> None:
     flags = {"--logdir", "--nproc-per-node", "--standalone", "--write", "--strict", "--no-"}
     modules = [f"agents.{name}" for name in (*AGENTS, "play", "export", "show")]
     modules += [
-        f"benchmarks.{n}" for n in ("sweep", "tune", "status", "report", "speed", "rivals", "simulators", "together")
+        f"benchmarks.{n}"
+        for n in ("sweep", "tune", "status", "report", "speed", "rivals", "simulators", "together", "reach", "parts")
     ]
     for module in (*modules, "benchmarks.nonstationary"):
         names = [field.name.replace("_", "-") for field in fields(importlib.import_module(module).Args)]

@@ -1,0 +1,424 @@
+"""What each optimisation of training on a CPU brings: the same training with all of them, and without one of them.
+
+    python benchmarks/speed.py parts                       # all tasks, half an hour
+    python benchmarks/speed.py parts --tasks fasttd3 --parts twins overlap
+
+Every program trains in a process of its own, with an agent of this repository and SEM; in all but one of them a part of
+the code has been replaced by what one would write first. The programs take turns of some frames, there and back again,
+so that whatever else the machine does hits them alike. `times as long` is the ratio of median times per frame without
+the part and with it, with the least and largest ratio within a turn behind it; a second program with all parts shows
+what noise alone does. A part that brings less than 3% everywhere has no business in the code. That both ways lead to
+the same weights is shown by tests/test_parts.py.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from agents import machine
+from benchmarks.rivals import FOREVER, Gate, Program, Turn, mute, ratio, take_turns, versions
+from networks import sem, torso
+from networks.critics import project
+
+CHEETAH = "--env-id HalfCheetah-v5 --backend envpool --num-envs 16"
+PONG = "--env-id Pong-v5 --backend envpool --num-envs 8"
+
+
+class Task(NamedTuple):
+    """A training that is timed."""
+
+    agent: str
+    flags: str
+    turn: int
+    """frames that each program trains for in its turn"""
+    about: str
+
+
+Name = Literal["fasttd3", "fasttd3-large", "fastsac", "ppo", "ppo-images", "pqn-images"]
+NAMES: tuple[Name, ...] = get_args(Name)
+TASKS: dict[str, Task] = {
+    "fasttd3": Task("fasttd3", "--env-id WalkerWalk-v1 --size small", 4_000, "small, walker-walk, batch 256"),
+    "fasttd3-large": Task(
+        "fasttd3",
+        "--env-id WalkerWalk-v1 --size small --batch-size 2048 --actor-hidden 512 256 128 --critic-hidden 1024 512 256 "
+        "--sem-critic-groups 4 --sem-critic-vertices 64 --clipped-double-q",
+        256,
+        "reference networks, walker-walk, batch 2,048",
+    ),
+    "fastsac": Task("fastsac", f"{CHEETAH} --size small", 2_000, "small, HalfCheetah"),
+    "ppo": Task("ppo", f"{CHEETAH} --size small", 16_384, "small, HalfCheetah"),
+    "ppo-images": Task("ppo", f"{PONG} --size small", 2_048, "Pong"),
+    "pqn-images": Task("pqn", f"{PONG} --size small", 2_048, "Pong"),
+}
+OFF_POLICY = ("fasttd3", "fasttd3-large", "fastsac")
+ON_POLICY = ("ppo", "ppo-images", "pqn-images")
+IMAGES = ("ppo-images", "pqn-images")
+CONTROL = "again"
+"""a part that is none: the same program twice"""
+
+
+# ---- what one would write first --------------------------------------------------------------------------------------
+
+Set = Callable[[Any, str, Any], object]
+"""setattr"""
+
+
+def apart(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the class of critics of a kind each of which is a network of its own: [B, C], [B, A] to [Q, B, ...]."""
+
+    class Apart(kind):  # type: ignore[misc, valid-type]  # agents ask what kind they have
+        def __init__(self, *sizes: Any, critics: int = 2, **style: Any) -> None:
+            nn.Module.__init__(self)
+            self.each = nn.ModuleList(kind(*sizes, critics=1, **style) for _ in range(critics))
+
+        @property
+        def support(self) -> Any:
+            return self.each[0].support
+
+        def forward(self, *inputs: Any) -> Tensor:
+            return torch.cat([critic(*inputs) for critic in self.each])
+
+    return Apart
+
+
+class Stacked(nn.Module):
+    """Hidden layers of actor and critic, each a network of its own: [B, D] to [2, B, H]."""
+
+    def __init__(self, *each: nn.Module) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(each)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features of each."""
+        return torch.stack([layers(x) for layers in self.each])
+
+
+class Tensors:
+    """In the place of `Flat`: parameters as they are, with a gradient each."""
+
+    def __init__(self, parameters: Any, spheres: Any = ()) -> None:
+        self.parameters = list(parameters)
+
+    def differentiate(self, outputs: Any, gradients: Any = None) -> None:
+        """Set the gradients."""
+        for parameter, grad in zip(
+            self.parameters, torch.autograd.grad(outputs, self.parameters, gradients), strict=True
+        ):
+            parameter.grad = grad
+
+    def clip(self, max_norm: float) -> None:
+        """Scale the gradients down."""
+        clip_grad_norm_(self.parameters, max_norm)
+
+    @torch.no_grad()
+    def lerp(self, other: "Tensors", share: float) -> None:
+        """Move towards other parameters."""
+        for mine, theirs in zip(self.parameters, other.parameters, strict=True):
+            mine.lerp_(theirs, share)
+
+
+class Optimizer:
+    """In the place of `AdamW` and `RAdam`: torch's own."""
+
+    kind: Any = torch.optim.AdamW
+
+    def __init__(self, tensors: Tensors, lr: float, betas: Any = (0.9, 0.999), eps: float = 1e-8, **more: Any) -> None:
+        self.lr = torch.tensor(lr)
+        decay = {} if self.kind is torch.optim.RAdam else {"weight_decay": 0.0}
+        self.optimizer = self.kind(tensors.parameters, lr, betas, eps, **(decay | more))
+
+    def step(self) -> None:
+        """Take a step at the learning rate of now."""
+        self.optimizer.param_groups[0]["lr"] = self.lr.item()
+        self.optimizer.step()
+
+
+class Rectified(Optimizer):
+    """The same for RAdam."""
+
+    kind = torch.optim.RAdam
+
+
+def critics_apart(agent: ModuleType, put: Set) -> None:
+    """Each critic is a network of its own."""
+    for name in ("CategoricalCritics", "ScalarCritics"):
+        if hasattr(agent, name):
+            put(agent, name, apart(getattr(agent, name)))
+
+
+def hidden_apart(agent: ModuleType, put: Set) -> None:
+    """PPO's actor and critic are networks of their own."""
+    together = agent.hidden_layers
+
+    def layers(kind: Any, width: int, hidden: Any, block: Any, copies: int | None, *style: Any) -> Any:
+        each = [together(kind, width, hidden, block, None, *style) for _ in range(copies or 1)]
+        return (nn.Sequential(Stacked(*(x for x, _ in each))), each[0][1]) if copies else each[0]
+
+    put(agent, "hidden_layers", layers)
+
+
+def tensor_by_tensor(agent: ModuleType, put: Set) -> None:
+    """Gradients, optimiser and target go parameter by parameter."""
+    put(agent, "Flat", Tensors)
+    put(agent, "RAdam" if hasattr(agent, "RAdam") else "AdamW", Rectified if hasattr(agent, "RAdam") else Optimizer)
+
+
+def both_projected(agent: ModuleType, put: Set) -> None:
+    """The distributions of both critics are projected, and then compared."""
+
+    @torch.no_grad()
+    def target_probs(self: Any, batch: Any, next_action: Tensor) -> Tensor:
+        with self.autocast:
+            beside = batch["critic_obs"], batch["action"]
+            logits = self.target(batch["next_critic_obs"], next_action, beside)
+        support = self.target.support
+        atoms = batch["reward"][:, None] + batch["discount"][:, None] * support
+        probs = project(torch.softmax(logits, -1), atoms, support)
+        if not self.args.clipped_double_q:
+            return probs
+        first = (probs[0] * support).sum(-1) <= (probs[1] * support).sum(-1)
+        return torch.where(first[:, None], probs[0], probs[1])[None]
+
+    put(agent.FastTD3, "target_probs", target_probs)
+
+
+def in_turn(agent: ModuleType, put: Set) -> None:
+    """The learner waits while the environments step."""
+    made = agent.envs.make
+
+    def make(*args: Any, **options: Any) -> Any:
+        env = made(*args, **options)
+        seen: list[Any] = []
+        env.step_send = lambda action: seen.append(env.step(action))
+        env.step_recv = seen.pop
+        return env
+
+    put(agent.envs, "make", make)
+
+
+def freed(agent: ModuleType, put: Set) -> None:
+    """The C library hands freed memory back to the system."""
+    put(machine, "keep_freed_memory", lambda: None)
+
+
+def norm_and_softmax(agent: ModuleType, put: Set) -> None:
+    """SEM's norm and softmax are calls of torch, one after the other."""
+    put(sem.NormedSimplicial, "pays", staticmethod(lambda x, vertices: False))
+
+
+def along_rows(agent: ModuleType, put: Set) -> None:
+    """The softmax of short groups goes along the last dimension."""
+    put(sem, "SHORT", 0)
+
+
+def all_cores(agent: ModuleType, put: Set) -> None:
+    """The learner takes all cores, however little there is to do."""
+    put(machine, "learner_threads", lambda rows, hidden: machine.available_cores())
+
+
+def one_core(agent: ModuleType, put: Set) -> None:
+    """The learner takes one core, however much there is to do."""
+    put(machine, "learner_threads", lambda rows, hidden: 1)
+
+
+def by_autograd(agent: ModuleType, put: Set) -> None:
+    """PPO's losses are written down and differentiated, minibatch by minibatch."""
+
+    def differentiate(self: Any, batch: dict[str, Tensor]) -> Any:
+        args, weight = self.args, batch["weight"]
+        with self.autocast:
+            policy, value = self.forward(batch["obs"], batch.get("critic_obs", batch["obs"]))
+        log_ratio = policy.log_prob(batch["action"]) - batch["log_prob"]
+        ratio, advantage, entropy = log_ratio.exp(), batch["advantage"], policy.entropy()
+        clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+        policy_loss = -(torch.minimum(advantage * ratio, advantage * clipped) * weight).sum()
+        error = (value - batch["target"]).square()
+        if args.clip_vloss:
+            error = error.maximum((value.clamp(batch["low"], batch["high"]) - batch["target"]).square())
+        value_loss = 0.5 * (error * weight).sum()
+        self.flat.differentiate(policy_loss - args.ent_coef * (entropy * weight).sum() + args.vf_coef * value_loss)
+        with torch.no_grad():  # for the logs, of each minibatch
+            ((log_ratio.expm1() - log_ratio) * weight).sum()
+            (((ratio - 1).abs() > args.clip_coef).float() * weight).sum()
+        return agent.Seen(log_ratio.detach(), value.detach(), entropy.detach())
+
+    put(agent.PPO, "differentiate", differentiate)
+
+
+def channels_first(agent: ModuleType, put: Set) -> None:
+    """Images keep the order in which they come."""
+    estimate = (agent.PPO if hasattr(agent, "PPO") else agent.PQN).estimate
+
+    def as_they_come(self: Any, *args: Any) -> Any:
+        rollout = estimate(self, *args)
+        rollout["obs"] = rollout["obs"].contiguous()
+        return rollout
+
+    put(agent, "take", lambda x, rows: x.index_select(0, rows))
+    put(agent.PPO if hasattr(agent, "PPO") else agent.PQN, "estimate", as_they_come)
+
+
+def image_norm(agent: ModuleType, put: Set) -> None:
+    """Images are normalised by torch's layer norm, in its own order of channels, rows and columns."""
+    put(torso, "ImageNorm", lambda shape, eps: nn.LayerNorm((shape[-1], *shape[:-1]), eps))
+
+
+class Part(NamedTuple):
+    """An optimisation."""
+
+    tasks: tuple[str, ...]
+    """where it is used"""
+    off: Callable[[ModuleType, Set], None] | None
+    """puts what one would write first in its place"""
+    about: str
+    flags: str = ""
+    """that switch it off"""
+
+
+PARTS = {
+    CONTROL: Part(tuple(TASKS), None, "nothing: the same program again"),
+    "twins": Part(OFF_POLICY, critics_apart, "both critics in one batched product"),
+    "paired": Part(("ppo",), hidden_apart, "actor and critic in one batched product"),
+    "flat": Part((*OFF_POLICY, *ON_POLICY), tensor_by_tensor, "one vector of parameters, one call of AdamW"),
+    "projection": Part(("fasttd3-large",), both_projected, "critics are compared first, one is projected"),
+    "sem": Part(("fasttd3-large",), norm_and_softmax, "SEM's norm and softmax in one function"),
+    "short": Part(("fasttd3",), along_rows, "softmax over short groups along the first dimension"),
+    "memory": Part(tuple(TASKS), freed, "freed memory is kept"),
+    "bfloat16": Part((*OFF_POLICY, *IMAGES), None, "products in bfloat16", "--amp off"),
+    "overlap": Part(OFF_POLICY, in_turn, "environments step while the learner learns"),
+    "one thread": Part(("fasttd3", "fastsac", "ppo"), all_cores, "one thread for small updates"),
+    "all threads": Part(("fasttd3-large",), one_core, "all cores for large updates"),
+    "gradient": Part(("ppo", "ppo-images"), by_autograd, "gradients of PPO's losses by hand"),
+    "channels": Part(IMAGES, channels_first, "images with the channels last in memory"),
+    "image norm": Part(("pqn-images",), image_norm, "layer norm of images in the order that they have in memory"),
+}
+
+
+@dataclass
+class Args:
+    """Time training without each of its optimisations."""
+
+    tasks: tuple[Name, ...] = NAMES
+    """what to train"""
+    parts: tuple[str, ...] = ()
+    """which optimisations, by the first word of their row; all by default"""
+    repeats: int = 5
+    """turns of each program that count"""
+    share: float = 1.0
+    """of the frames of a turn: below 1 for a look"""
+    clock: Literal["wall", "cpu"] = "wall"
+    """what is compared: wall-clock time, or processor time of all threads. Both are written"""
+    out: Path | None = None
+    """JSON file for settings, machine and every number"""
+
+
+# ---- a program -------------------------------------------------------------------------------------------------------
+
+
+def flags_of(task: Task, part: Part | None) -> list[str]:
+    """Return the command line of a program."""
+    quiet = f"--total-timesteps {FOREVER} --log-every 0 --eval-every 0 --save-every 0 --quiet --sem"
+    return f"{task.flags} {quiet} {part.flags if part else ''}".split()
+
+
+def serve(text: str) -> None:
+    """Train for `parts` of this library, without the part that the order names; over stdin and stdout."""
+    order = json.loads(text)
+    task, part = TASKS[order["task"]], PARTS[order["part"]] if order["part"] else None
+    reports = mute()
+    agent = import_module(f"agents.{task.agent}")
+    if part is not None and part.off is not None:
+        part.off(agent, setattr)
+    print(json.dumps(versions()), file=reports, flush=True)
+    gate = Gate(sys.stdin, reports)
+    agent.Run.progress = lambda run, frames: gate(frames, run.args.amp)
+    sys.exit(agent.main(flags_of(task, part)))
+
+
+# ---- the benchmark ---------------------------------------------------------------------------------------------------
+
+
+def results(name: str, turns: dict[str, list[Turn]], clock: str) -> list[dict[str, Any]]:
+    """Return a row for each program: its speed, and how many times as long as with all parts it takes."""
+    seconds = {
+        part: [(t.cpu_s if clock == "cpu" else t.wall_s) / t.frames for t in seen] for part, seen in turns.items()
+    }
+    return [
+        {
+            "task": name,
+            "training": f"{TASKS[name].agent}, {TASKS[name].about}",
+            "part": part,
+            "about": PARTS[part].about if part else "all",
+            "frames_per_s": statistics.median(1 / s for s in seconds[part]),
+            "times_as_long": ratio(seconds[part], seconds[""]) if part else None,
+            "precision": "bfloat16" if seen[0].precision == "bfloat16" else "float32",
+            "turns": [t._asdict() for t in seen],
+        }
+        for part, seen in turns.items()
+    ]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the rows of one task as text."""
+    lines = [f"{rows[0]['training']}: {rows[0]['frames_per_s']:,.0f} frames/s in {rows[0]['precision']}"]
+    lines += [f"  {'without':<60}{'frames/s':>9}{'times as long':>24}"]
+    for row in rows[1:]:
+        of = row["times_as_long"]
+        spread = f"{of['ratio']:.3f} [{of['min']:.3f}, {of['max']:.3f}]"
+        lines.append(f"  {row['part'] + ': ' + row['about']:<60}{row['frames_per_s']:>9,.0f}{spread:>24}")
+    return "\n".join(lines)
+
+
+def compare(name: str, parts: Sequence[str], args: Args) -> tuple[list[dict[str, Any]], dict[str, str | None]]:
+    """Return what a task has shown, and the versions of what has trained.
+
+    Raises:
+        Missing: a program does not run.
+    """
+    running: dict[str, Program] = {}
+    with ExitStack() as stack:
+        for part in ["", *(part for part in parts if name in PARTS[part].tasks)]:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            command = [sys.executable, __file__, json.dumps({"task": name, "part": part})]
+            program = stack.enter_context(Program(command, folder, {}))
+            installed, first = program.start()
+            if not part:
+                precision = first.precision
+            if first.precision != precision or PARTS.get(part) is not PARTS["bfloat16"]:  # else the hardware has none
+                running[part] = program
+        turns = take_turns(running, args.repeats, max(int(args.share * TASKS[name].turn), 1))
+    return results(name, turns, args.clock), installed
+
+
+def run(args: Args, report: dict[str, Any]) -> None:
+    """Run the tasks, print their tables, add to the report what they have shown, and write it.
+
+    Raises:
+        Missing: a program does not run.
+    """
+    print(f"clock      {args.clock}; median [least, largest] of {args.repeats} turns\n")
+    report |= {"results": [], "versions": {}}
+    for name in args.tasks:
+        rows, report["versions"] = compare(name, args.parts or tuple(PARTS), args)
+        print(table(rows) + "\n", flush=True)
+        report["results"] += rows
+        if args.out is not None:  # after each task: what is there is not lost with the next
+            args.out.write_text(json.dumps(report, indent=1) + "\n")
+    if args.out is not None:
+        print(f"every number: {args.out}")
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

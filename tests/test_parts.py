@@ -1,0 +1,171 @@
+"""benchmarks/parts.py: what stands in for an optimisation leads to the same weights, and the command times it."""
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agents import config
+from benchmarks import parts, speed
+from benchmarks.parts import CONTROL, PARTS, TASKS
+
+OFF_POLICY = "--env-id PointMass-v0 --size small --num-envs 8"
+IMAGES = "--env-id Pong-v5 --backend envpool --size small --num-envs 2 --num-steps 8 --num-minibatches 2"
+SMALL = {
+    "fasttd3": f"{OFF_POLICY} --batch-size 64",
+    "fasttd3-large": f"{OFF_POLICY} --batch-size 2048 --critic-hidden 64 256 --sem-critic-groups 4 "
+    "--sem-critic-vertices 64 --clipped-double-q",
+    "fastsac": f"{OFF_POLICY} --batch-size 64",
+    "ppo": "--env-id PointMass-v0 --size small --num-envs 8 --num-steps 16 --num-minibatches 4 --update-epochs 2",
+    "ppo-images": f"{IMAGES} --update-epochs 2",
+    "pqn-images": f"{IMAGES} --update-epochs 2",
+}
+SAME = [
+    (task, part)
+    for part in (
+        "twins",
+        "paired",
+        "flat",
+        "projection",
+        "sem",
+        "short",
+        "overlap",
+        "gradient",
+        "channels",
+        "image norm",
+    )
+    for task in PARTS[part].tasks
+]
+
+
+def built(task: str) -> tuple[ModuleType, Any, Any, list[Any]]:
+    """The program of a task, its settings, its agent, and what comes with that."""
+    module = importlib.import_module(f"agents.{TASKS[task].agent}")
+    words = f"{SMALL[task]} --amp off --threads 1 --log-every 0 --eval-every 0 --sem".split()
+    args = module.resolve(config.parse(module.Args, module.presets, words).args)
+    agent, *rest = module.build(args)
+    return module, args, agent, rest
+
+
+def copy_apart(stacked: nn.Module, each: nn.ModuleList) -> None:
+    """Give networks that are apart the weights of one that has them all."""
+    weights = dict(stacked.named_parameters())
+    with torch.no_grad():
+        for copy, network in enumerate(each):
+            for name, x in network.named_parameters():
+                own = weights[name][copy]
+                x.copy_(
+                    own.T
+                    if x.ndim == 2 and isinstance(network.get_submodule(name.rpartition(".")[0]), nn.Linear)
+                    else own.view_as(x)
+                )
+
+
+def learned(args: Any, agent: Any, rest: list[Any]) -> list[Tensor]:
+    """What an agent does after some updates, first where it began and then where it is."""
+    env = next(x for x in rest if hasattr(x, "step_send"))
+    torch.manual_seed(1)
+    obs, critic_obs = env.reset(seed=3)
+    start = obs.clone()
+    if hasattr(agent, "estimate"):
+        for _ in range(2):
+            rows, steps = [], []
+            for _ in range(args.num_steps):
+                rows.append(
+                    agent.explore(*((obs, critic_obs) if TASKS["ppo"].agent in type(agent).__module__ else (obs,)))
+                )
+                env.step_send(rows[-1]["action"])
+                steps.append(env.step_recv())
+                obs, critic_obs = steps[-1].obs, steps[-1].critic_obs
+            agent.observe(steps)
+            agent.update(agent.estimate(rows, steps))
+    else:
+        replay = rest[0]
+        replay.start(obs, critic_obs)
+        for count in range(40):
+            action = agent.explore(obs)
+            env.step_send(action)
+            for _ in range(count // 20):
+                agent.update(replay.sample(args.batch_size))
+            step = env.step_recv()
+            replay.add(action, step)
+            agent.observe(step)
+            obs = step.obs
+    return [
+        agent.act(start).float(),
+        agent.act(obs).float(),
+        *(x.detach().flatten() for x in agent.modules.parameters()),
+    ]
+
+
+@pytest.mark.parametrize(("task", "part"), SAME)
+def test_both_ways_lead_to_the_same_weights(task: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, args, agent, rest = built(task)
+    with monkeypatch.context() as patch:
+        PARTS[part].off(importlib.import_module(f"agents.{TASKS[task].agent}"), patch.setattr)  # type: ignore[misc]
+        _, _, plain, plain_rest = built(task)
+        if part == "twins":
+            for name in ("critic", "target"):
+                copy_apart(getattr(agent, name), getattr(plain, name).each)
+        if part == "paired":
+            copy_apart(agent.trunk, plain.trunk[0].each)
+            plain.actor.load_state_dict(agent.actor.state_dict())
+            plain.critic.load_state_dict(agent.critic.state_dict())
+        if hasattr(agent, "noise_scale"):
+            plain.noise_scale = agent.noise_scale.clone()
+        begun = torch.cat([x.detach().flatten() for x in plain.modules.parameters()])
+        theirs = learned(args, plain, plain_rest)
+    ours = learned(args, agent, rest)
+    assert not torch.equal(begun, torch.cat(theirs[2:]))
+    for mine, other in zip(ours[:2], theirs[:2], strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+    if part not in ("twins", "paired"):
+        for mine, other in zip(ours[2:], theirs[2:], strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_command_times_training_without_each_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    words = "parts --tasks fasttd3 ppo --parts again flat gradient --repeats 2 --share 0.05"
+    speed.main([*words.split(), "--out", str(out)])
+    rows = json.loads(out.read_text())["results"]
+    assert [(row["task"], row["part"]) for row in rows] == [
+        *(("fasttd3", part) for part in ("", CONTROL, "flat")),
+        *(("ppo", part) for part in ("", CONTROL, "flat", "gradient")),
+    ]
+    said = capsys.readouterr().out
+    for row in rows:
+        assert len(row["turns"]) == 2 and row["frames_per_s"] > 0
+        assert all(turn["frames"] >= 0.05 * TASKS[row["task"]].turn for turn in row["turns"])
+        plain = next(x for x in rows if (x["task"], x["part"]) == (row["task"], ""))
+        seconds = [sorted(turn["wall_s"] / turn["frames"] for turn in x["turns"]) for x in (row, plain)]
+        if row["part"]:
+            assert row["times_as_long"]["ratio"] == pytest.approx(sum(seconds[0]) / sum(seconds[1]))
+            assert f"{row['part']}: {row['about']}" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--parts absent", "--parts 'absent': there are again, twins, "),
+        ("--share 0", "--share 0.0"),
+        ("--repeats 0", "--repeats"),
+        ("--out absent/x.json", "--out absent/x.json"),
+    ],
+)
+def test_bad_flags_are_one_line(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        speed.main(["parts", *words.split()])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and message in err and err.count("\n") == 1
+
+
+def test_a_part_is_of_tasks_that_there_are() -> None:
+    assert all(set(part.tasks) <= set(TASKS) for part in PARTS.values())
+    assert set(parts.NAMES) == set(TASKS)
