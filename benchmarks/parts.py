@@ -200,9 +200,13 @@ def in_turn(agent: ModuleType, put: Set) -> None:
 
     def make(*args: Any, **options: Any) -> Any:
         env = made(*args, **options)
-        seen: list[Any] = []
-        env.step_send = lambda action: seen.append(env.step(action))
-        env.step_recv = seen.pop
+        send, receive, seen = env.step_send, env.step_recv, []
+
+        def step(action: Tensor) -> None:
+            send(action)
+            seen.append(receive())
+
+        env.step_send, env.step_recv = step, seen.pop
         return env
 
     put(agent.envs, "make", make)
