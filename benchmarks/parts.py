@@ -32,6 +32,7 @@ from benchmarks.rivals import FOREVER, Gate, Program, Turn, mute, ratio, take_tu
 from networks import sem, torso
 from networks.critics import project
 
+WALKER = "--env-id WalkerWalk-v1 --backend envpool --num-envs 16 --learning-starts 160"
 CHEETAH = "--env-id HalfCheetah-v5 --backend envpool --num-envs 16"
 PONG = "--env-id Pong-v5 --backend envpool --num-envs 8"
 
@@ -49,15 +50,15 @@ class Task(NamedTuple):
 Name = Literal["fasttd3", "fasttd3-large", "fastsac", "ppo", "ppo-images", "pqn-images"]
 NAMES: tuple[Name, ...] = get_args(Name)
 TASKS: dict[str, Task] = {
-    "fasttd3": Task("fasttd3", "--env-id WalkerWalk-v1 --size small", 4_000, "small, walker-walk, batch 256"),
+    "fasttd3": Task("fasttd3", f"{WALKER} --size small", 2_000, "small, walker-walk, batch 256"),
     "fasttd3-large": Task(
         "fasttd3",
-        "--env-id WalkerWalk-v1 --size small --batch-size 2048 --actor-hidden 512 256 128 --critic-hidden 1024 512 256 "
+        f"{WALKER} --size small --batch-size 2048 --actor-hidden 512 256 128 --critic-hidden 1024 512 256 "
         "--sem-critic-groups 4 --sem-critic-vertices 64 --clipped-double-q",
         256,
         "reference networks, walker-walk, batch 2,048",
     ),
-    "fastsac": Task("fastsac", f"{CHEETAH} --size small", 2_000, "small, HalfCheetah"),
+    "fastsac": Task("fastsac", f"{CHEETAH} --size small --learning-starts 160", 2_000, "small, HalfCheetah"),
     "ppo": Task("ppo", f"{CHEETAH} --size small", 16_384, "small, HalfCheetah"),
     "ppo-images": Task("ppo", f"{PONG} --size small", 2_048, "Pong"),
     "pqn-images": Task("pqn", f"{PONG} --size small", 2_048, "Pong"),
