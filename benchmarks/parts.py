@@ -4,11 +4,11 @@
     python benchmarks/speed.py parts --tasks fasttd3 --parts twins overlap
 
 Every program trains in a process of its own, with an agent of this repository and SEM; in all but one of them a part of
-the code has been replaced by what one would write first. The programs take turns of some frames, there and back again,
-so that whatever else the machine does hits them alike. `times as long` is the ratio of median times per frame without
-the part and with it, with the least and largest ratio within a turn behind it; a second program with all parts shows
-what noise alone does. A part that brings less than 3% everywhere has no business in the code. That both ways lead to
-the same weights is shown by tests/test_parts.py.
+the code has been replaced by what one would write first. Each of these takes turns of about half a second with the one
+that has all parts, so that whatever else the machine does hits both alike. `times as long` is the median of the ratios
+of two turns, without the part to with it, with their quartiles behind it; a second program with all parts shows what
+noise alone does. A part that brings less than 3% everywhere has no business in the code. That both ways lead to the
+same weights is shown by tests/test_parts.py.
 """
 
 import json
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from agents import machine
-from benchmarks.rivals import FOREVER, Gate, Program, Turn, mute, ratio, take_turns, versions
+from benchmarks.rivals import FOREVER, Gate, Program, Turn, mute, versions
 from networks import sem, torso
 from networks.critics import project
 
@@ -50,18 +50,18 @@ class Task(NamedTuple):
 Name = Literal["fasttd3", "fasttd3-large", "fastsac", "ppo", "ppo-images", "pqn-images"]
 NAMES: tuple[Name, ...] = get_args(Name)
 TASKS: dict[str, Task] = {
-    "fasttd3": Task("fasttd3", f"{WALKER} --size small", 2_000, "small, walker-walk, batch 256"),
+    "fasttd3": Task("fasttd3", f"{WALKER} --size small", 400, "small, walker-walk, batch 256"),
     "fasttd3-large": Task(
         "fasttd3",
         f"{WALKER} --size small --batch-size 2048 --actor-hidden 512 256 128 --critic-hidden 1024 512 256 "
         "--sem-critic-groups 4 --sem-critic-vertices 64 --clipped-double-q",
-        256,
+        32,
         "reference networks, walker-walk, batch 2,048",
     ),
-    "fastsac": Task("fastsac", f"{CHEETAH} --size small --learning-starts 160", 2_000, "small, HalfCheetah"),
-    "ppo": Task("ppo", f"{CHEETAH} --size small", 16_384, "small, HalfCheetah"),
-    "ppo-images": Task("ppo", f"{PONG} --size small", 2_048, "Pong"),
-    "pqn-images": Task("pqn", f"{PONG} --size small", 2_048, "Pong"),
+    "fastsac": Task("fastsac", f"{CHEETAH} --size small --learning-starts 160", 400, "small, HalfCheetah"),
+    "ppo": Task("ppo", f"{CHEETAH} --size small", 2_048, "small, HalfCheetah"),
+    "ppo-images": Task("ppo", f"{PONG} --size small", 1_024, "Pong"),
+    "pqn-images": Task("pqn", f"{PONG} --size small", 1_024, "Pong"),
 }
 OFF_POLICY = ("fasttd3", "fasttd3-large", "fastsac")
 ON_POLICY = ("ppo", "ppo-images", "pqn-images")
@@ -319,12 +319,8 @@ class Args:
     """what to train"""
     parts: tuple[str, ...] = ()
     """which optimisations, by the first word of their row; all by default"""
-    repeats: int = 5
-    """turns of each program that count"""
-    share: float = 1.0
-    """of the frames of a turn: below 1 for a look"""
-    clock: Literal["wall", "cpu"] = "wall"
-    """what is compared: wall-clock time, or processor time of all threads. Both are written"""
+    repeats: int = 15
+    """pairs of turns for each part that count"""
     out: Path | None = None
     """JSON file for settings, machine and every number"""
 
@@ -355,56 +351,75 @@ def serve(text: str) -> None:
 # ---- the benchmark ---------------------------------------------------------------------------------------------------
 
 
-def results(name: str, turns: dict[str, list[Turn]], clock: str) -> list[dict[str, Any]]:
-    """Return a row for each program: its speed, and how many times as long as with all parts it takes."""
-    seconds = {
-        part: [(t.cpu_s if clock == "cpu" else t.wall_s) / t.frames for t in seen] for part, seen in turns.items()
-    }
+class Pair(NamedTuple):
+    """Two turns, one after the other."""
+
+    whole: Turn
+    """of the program with all parts"""
+    without: Turn
+
+
+def times_as_long(pairs: Sequence[Pair], clock: Literal["wall_s", "cpu_s"]) -> dict[str, float]:
+    """Return the median of the ratios of time per frame without the part to with it, and their quartiles."""
+    per_frame = [[getattr(turn, clock) / turn.frames for turn in (pair.without, pair.whole)] for pair in pairs]
+    low, median, high = statistics.quantiles([a / b for a, b in per_frame], n=4, method="inclusive")
+    return {"ratio": median, "low": low, "high": high}
+
+
+def results(name: str, pairs: dict[str, list[Pair]]) -> list[dict[str, Any]]:
+    """Return a row for each part: how many times as long training takes without it."""
     return [
         {
             "task": name,
             "training": f"{TASKS[name].agent}, {TASKS[name].about}",
             "part": part,
-            "about": PARTS[part].about if part else "all",
-            "frames_per_s": statistics.median(1 / s for s in seconds[part]),
-            "times_as_long": ratio(seconds[part], seconds[""]) if part else None,
-            "precision": "bfloat16" if seen[0].precision == "bfloat16" else "float32",
-            "turns": [t._asdict() for t in seen],
+            "about": PARTS[part].about,
+            "frames_per_s": statistics.median(pair.whole.frames / pair.whole.wall_s for pair in seen),
+            "precision": "bfloat16" if seen[0].whole.precision == "bfloat16" else "float32",
+            "wall": times_as_long(seen, "wall_s"),
+            "cpu": times_as_long(seen, "cpu_s"),
+            "pairs": [{side: turn._asdict() for side, turn in pair._asdict().items()} for pair in seen],
         }
-        for part, seen in turns.items()
+        for part, seen in pairs.items()
     ]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows of one task as text."""
-    lines = [f"{rows[0]['training']}: {rows[0]['frames_per_s']:,.0f} frames/s in {rows[0]['precision']}"]
-    lines += [f"  {'without':<60}{'frames/s':>9}{'times as long':>24}"]
-    for row in rows[1:]:
-        of = row["times_as_long"]
-        spread = f"{of['ratio']:.3f} [{of['min']:.3f}, {of['max']:.3f}]"
-        lines.append(f"  {row['part'] + ': ' + row['about']:<60}{row['frames_per_s']:>9,.0f}{spread:>24}")
+    speed = statistics.median(row["frames_per_s"] for row in rows)
+    lines = [f"{rows[0]['training']}: {speed:,.0f} frames/s in {rows[0]['precision']}"]
+    lines += [f"  {'without':<76}{'times as long':<22}{'in processor time':<22}".rstrip()]
+    for row in rows:
+        spreads = (f"{of['ratio']:.3f} [{of['low']:.3f}, {of['high']:.3f}]" for of in (row["wall"], row["cpu"]))
+        lines.append(f"  {row['part'] + ': ' + row['about']:<76}{''.join(f'{x:<22}' for x in spreads)}".rstrip())
     return "\n".join(lines)
 
 
-def compare(name: str, parts: Sequence[str], args: Args) -> tuple[list[dict[str, Any]], dict[str, str | None]]:
+def compare(name: str, parts: Sequence[str], repeats: int) -> tuple[list[dict[str, Any]], dict[str, str | None]]:
     """Return what a task has shown, and the versions of what has trained.
 
     Raises:
         Missing: a program does not run.
     """
-    running: dict[str, Program] = {}
     with ExitStack() as stack:
-        for part in ["", *(part for part in parts if name in PARTS[part].tasks)]:
+
+        def start(part: str) -> tuple[Program, dict[str, str | None], Turn]:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             command = [sys.executable, __file__, json.dumps({"task": name, "part": part})]
             program = stack.enter_context(Program(command, folder, {}))
-            installed, first = program.start()
-            if not part:
-                precision = first.precision
-            if first.precision != precision or PARTS.get(part) is not PARTS["bfloat16"]:  # else the hardware has none
-                running[part] = program
-        turns = take_turns(running, args.repeats, max(int(args.share * TASKS[name].turn), 1))
-    return results(name, turns, args.clock), installed
+            return program, *program.start()
+
+        whole, installed, first = start("")
+        without = {part: start(part) for part in parts if name in PARTS[part].tasks}
+        if first.precision == "off":  # the hardware has no bfloat16
+            without.pop("bfloat16", None)
+        pairs: dict[str, list[Pair]] = {part: [] for part in without}
+        for repeat in range(repeats + 1):
+            for part, (program, *_) in without.items():
+                sides = (whole, program) if repeat % 2 == 0 else (program, whole)
+                turns = {side: side.turn(TASKS[name].turn) for side in sides}
+                pairs[part].append(Pair(turns[whole], turns[program]))
+    return results(name, {part: seen[1:] for part, seen in pairs.items()}), installed
 
 
 def run(args: Args, report: dict[str, Any]) -> None:
@@ -413,11 +428,12 @@ def run(args: Args, report: dict[str, Any]) -> None:
     Raises:
         Missing: a program does not run.
     """
-    print(f"clock      {args.clock}; median [least, largest] of {args.repeats} turns\n")
+    print(f"times      median [quartiles] of {args.repeats} pairs of turns\n")
     report |= {"results": [], "versions": {}}
     for name in args.tasks:
-        rows, report["versions"] = compare(name, args.parts or tuple(PARTS), args)
-        print(table(rows) + "\n", flush=True)
+        rows, report["versions"] = compare(name, args.parts or tuple(PARTS), args.repeats)
+        if rows:
+            print(table(rows) + "\n", flush=True)
         report["results"] += rows
         if args.out is not None:  # after each task: what is there is not lost with the next
             args.out.write_text(json.dumps(report, indent=1) + "\n")

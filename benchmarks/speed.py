@@ -766,7 +766,7 @@ def taking_apart(argv: Sequence[str]) -> None:
     """Time training without each of its optimisations, and print and write the results."""
     args = config.parse(parts.Args, argv=argv).args
     config.positive(args, "repeats")
-    config.require(args.share > 0, f"--share {args.share}: must be above 0")
+    config.require(args.repeats > 1, f"--repeats {args.repeats}: must be at least 2, for quartiles")
     config.require(bool(args.tasks), "--tasks: name at least one")
     for name in args.parts:
         config.require(name in parts.PARTS, f"--parts {name!r}: there are {', '.join(parts.PARTS)}")

@@ -129,33 +129,33 @@ def test_both_ways_lead_to_the_same_weights(task: str, part: str, monkeypatch: p
             torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_the_command_times_training_without_each_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
-    words = "parts --tasks fasttd3 ppo --parts again flat gradient --repeats 2 --share 0.05"
+    words = "parts --tasks fasttd3 ppo --parts again flat gradient --repeats 3"
     speed.main([*words.split(), "--out", str(out)])
     rows = json.loads(out.read_text())["results"]
-    assert [(row["task"], row["part"]) for row in rows] == [
-        *(("fasttd3", part) for part in ("", CONTROL, "flat")),
-        *(("ppo", part) for part in ("", CONTROL, "flat", "gradient")),
-    ]
+    expected = [("fasttd3", CONTROL), ("fasttd3", "flat"), ("ppo", CONTROL), ("ppo", "flat"), ("ppo", "gradient")]
+    assert [(row["task"], row["part"]) for row in rows] == expected
     said = capsys.readouterr().out
     for row in rows:
-        assert len(row["turns"]) == 2 and row["frames_per_s"] > 0
-        assert all(turn["frames"] >= 0.05 * TASKS[row["task"]].turn for turn in row["turns"])
-        plain = next(x for x in rows if (x["task"], x["part"]) == (row["task"], ""))
-        seconds = [sorted(turn["wall_s"] / turn["frames"] for turn in x["turns"]) for x in (row, plain)]
-        if row["part"]:
-            assert row["times_as_long"]["ratio"] == pytest.approx(sum(seconds[0]) / sum(seconds[1]))
-            assert f"{row['part']}: {row['about']}" in said
+        assert len(row["pairs"]) == 3 and row["frames_per_s"] > 0
+        for clock in ("wall", "cpu"):
+            per_frame = [
+                [pair[side][f"{clock}_s"] / pair[side]["frames"] for side in ("without", "whole")]
+                for pair in row["pairs"]
+            ]
+            assert row[clock]["ratio"] == pytest.approx(sorted(a / b for a, b in per_frame)[1])
+            assert 0 < row[clock]["low"] <= row[clock]["ratio"] <= row[clock]["high"]
+        assert all(turn["frames"] >= TASKS[row["task"]].turn for pair in row["pairs"] for turn in pair.values())
+        assert f"{row['part']}: {row['about']}" in said
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("--parts absent", "--parts 'absent': there are again, twins, "),
-        ("--share 0", "--share 0.0"),
         ("--repeats 0", "--repeats"),
+        ("--repeats 1", "at least 2"),
         ("--out absent/x.json", "--out absent/x.json"),
     ],
 )
