@@ -63,8 +63,8 @@ def learner_threads(rows: int, hidden: Sequence[int]) -> int:
 def keep_freed_memory() -> None:
     """Stop the C allocator from handing freed memory back to the system after each update. Linux with glibc only.
 
-    By default blocks above a threshold are mapped and unmapped each time, and every page of an activation then costs a
-    page fault: a fifth to a quarter of the time of an update at batch sizes above 512 on a CPU.
+    By default the end of the heap is handed back whenever it is free, and then each page of an activation costs a page
+    fault when it is next used: how often depends on what happens to lie there. benchmarks/results/speed.md has numbers.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -6,13 +6,11 @@ Obando-Ceron et al., "Simplicial Embeddings Improve Sample Efficiency in Actor-C
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from networks.layers import NORM_EPS, layer_norm, linear
+from networks.layers import layer_norm, linear
 
 SHORT = 16
 """Groups of fewer vertices are slow in torch's CPU kernels, which are scalar along rows this short."""
@@ -71,74 +69,6 @@ def simplicial(x: Tensor, groups: int, temperature: float = 1.0) -> Tensor:
     return torch.softmax(chunks, -1).flatten(-2)
 
 
-class NormedSimplicial(torch.autograd.Function):
-    """LayerNorm and `simplicial` in one, for a CPU without a compiler: the same numbers in half the time.
-
-    Composed of torch's kernels they take 8% of an update in bfloat16. There each pass over the features counts, so here
-    gain and bias, also where Q copies have one each, are applied by the kernel of the norm; the exponential is `exp2`,
-    a quarter of the time of `exp`; and no maximum is subtracted first where gain and bias bound the exponents.
-    """
-
-    LARGE = 1 << 18  # features: below that a function of Python's on the way back takes longer than it saves
-    LOG2E = math.log2(math.e)
-    BOUND = 64.0  # exp of it, and of its negative, times 32,768 vertices are well within float32
-
-    @staticmethod
-    def pays(x: Tensor, vertices: int) -> bool:
-        """Return whether this is the faster way for features x in groups of so many."""
-        if torch.compiler.is_compiling() or x.device.type != "cpu":
-            return False
-        return x.numel() >= NormedSimplicial.LARGE and vertices >= SHORT
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, groups: int) -> Tensor:
-        """Return the softmax of `gain * layernorm(x) + bias` within each of `groups` contiguous chunks, in float32.
-
-        [..., L*V] with gain and bias [L*V], or [Q, B, L*V] with [Q, 1, L*V].
-        """
-        width = x.shape[-1]
-        copies, by_group = gain.numel() // width, (-1, groups, width // groups)
-        features = x.float().reshape(copies, -1, width)
-        codes, moments = torch.empty_like(features), []
-        largest = gain.abs().amax() * math.sqrt(width) + bias.abs().amax()  # normalised, all are within that root
-        bounded = largest.item() < NormedSimplicial.BOUND
-        scale = NormedSimplicial.LOG2E if bounded else 1.0
-        gains, biases = ((p * scale if bounded else p).view(copies, width).unbind() for p in (gain, bias))
-        for own, code, own_gain, own_bias in zip(features.unbind(), codes.unbind(), gains, biases, strict=True):
-            logits, *own_moments = torch.native_layer_norm(own, [width], own_gain, own_bias, NORM_EPS)
-            moments += own_moments
-            if bounded:
-                chunks = torch.exp2(logits, out=code).view(by_group)
-                chunks.mul_(chunks.sum(-1, keepdim=True).reciprocal_())
-            else:
-                torch.softmax(logits.view(by_group), -1, out=code.view(by_group))
-        ctx.groups, ctx.dtype = groups, x.dtype
-        ctx.save_for_backward(features, codes, gain, *moments)
-        return codes.view(x.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients by x, in its precision, and by gain and bias."""
-        features, codes, gain, *moments = ctx.saved_tensors
-        copies, rows, width = features.shape
-        by_group = (copies, rows, ctx.groups, width // ctx.groups)
-        by_codes = gradients[0].reshape(by_group)
-        by_logits = torch._softmax_backward_data(by_codes, codes.view(by_group), -1, torch.float32).view(features.shape)
-        by_x, sums = torch.empty_like(features, dtype=ctx.dtype), []
-        parts = by_logits.unbind(), features.unbind(), moments[::2], moments[1::2], gain.view(copies, width).unbind()
-        for copy, (outer, own, mean, inverse_std, own_gain) in enumerate(zip(*parts, strict=True)):
-            by_x[copy], *own_sums = torch.ops.aten.native_layer_norm_backward(
-                outer, own, [width], mean, inverse_std, own_gain, own_gain, ctx.needs_input_grad[:3]
-            )
-            sums.append(own_sums)
-        by_gain, by_bias = (
-            torch.stack(of_copies).view(gain.shape) if wanted else None
-            for wanted, of_copies in zip(ctx.needs_input_grad[1:3], zip(*sums, strict=True), strict=True)
-        )
-        return by_x.view(gradients[0].shape), by_gain, by_bias, None
-
-
 class SEM(nn.Module):
     """Linear, LayerNorm over all L*V features, softmax over V in each group: [..., in] to [..., L*V].
 
@@ -162,11 +92,7 @@ class SEM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features on the product of simplices; each group sums to 1."""
-        x = self.linear(x)
-        if NormedSimplicial.pays(x, self.config.vertices):
-            return NormedSimplicial.apply(x, *self.affine(), self.config.groups)
-        x = self.norm(x)
-        tau = self.temperature
+        x, tau = self.norm(self.linear(x)), self.temperature
         if isinstance(tau, Tensor):
             return simplicial(x.float() / tau, self.config.groups)
         return simplicial(x, self.config.groups, tau)
@@ -176,12 +102,6 @@ class SEM(nn.Module):
         if self.tau is not None:
             start, end = self.config.temperature, self.config.end_temperature
             self.tau.fill_(start ** (1 - progress) * end**progress)
-
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """Return the gain and the bias of the norm, both over tau: [L*V] or [Q, 1, L*V]."""
-        gain, bias = self.norm.parameters()
-        tau = self.temperature
-        return (gain, bias) if not isinstance(tau, Tensor) and tau == 1.0 else (gain / tau, bias / tau)
 
     @property
     def temperature(self) -> float | Tensor:

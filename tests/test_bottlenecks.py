@@ -20,7 +20,7 @@ from networks.bottlenecks import FTA, VQ, WITH_TEMPERATURE, Bottleneck, CReLU, G
 from networks.critics import CategoricalCritics
 from networks.diagnostics import describe_copies, describe_torso
 from networks.layers import BatchedLinear, layer_norm, linear, orthogonal_
-from networks.sem import SEM, NormedSimplicial, SEMConfig, entropy, simplicial
+from networks.sem import SEM, SEMConfig, entropy, simplicial
 from networks.torso import mlp_torso
 
 Q = 3
@@ -431,7 +431,7 @@ def test_layers_that_are_no_whole_number_of_groups_are_refused() -> None:
 @pytest.mark.parametrize("copies", [None, Q])
 @pytest.mark.parametrize("kind", WITH_TEMPERATURE)
 def test_an_annealed_temperature_is_at_each_time_a_fixed_one(kind: Kind, copies: int | None) -> None:
-    """From 4 to 1/4 by equal factors; in both ways to compute it, and in gradients."""
+    """From 4 to 1/4 by equal factors, in gradients, too."""
     torch.manual_seed(0)
     moving, _ = bottleneck(config(kind, temperature=4.0, end_temperature=0.25), 5, copies)
     assert isinstance(moving, SEM) and [n for n, _ in moving.named_buffers()] == ["tau"]
@@ -448,12 +448,6 @@ def test_an_annealed_temperature_is_at_each_time_a_fixed_one(kind: Kind, copies:
             slopes.append([out, *torch.autograd.grad((out * weight).sum(), list(block.parameters()))])
         for mine, theirs in zip(*slopes, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
-    large = inputs(9_000, 5)
-    wide = SEMConfig(2, 32, 2.0, end_temperature=0.5)
-    block = SEM(5, wide, copies)
-    block.anneal(0.5)
-    assert NormedSimplicial.pays(block.linear(large), 32)
-    torch.testing.assert_close(block(large)[..., :7, :], block(large[:7]), rtol=1e-4, atol=1e-6)
 
 
 def test_an_annealed_temperature_is_reported_and_saved() -> None:

@@ -37,7 +37,7 @@ from envs.families import HUMANOIDBENCH, PLAYGROUND
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("**/*.md"))]
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("**/*.md")), ROOT / "benchmarks" / "results" / "speed.md"]
 AGENTS = ("fasttd3", "fastsac", "ppo", "pqn")
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -523,7 +523,8 @@ def toy_table() -> str:
 
 
 def ratio(of: dict[str, float]) -> str:
-    return f"{of['ratio']:.2f} [{of['min']:.2f}, {of['max']:.2f}]"
+    low, high = (of["min"], of["max"]) if "min" in of else (of["low"], of["high"])
+    return f"{of['ratio']:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def cost_table() -> str:
@@ -620,6 +621,16 @@ def adapter_table() -> str:
     return "\n".join(out)
 
 
+def parts_table() -> str:
+    """Return what each optimisation of training brings, from speed-cpu-parts.json."""
+    out = ["| optimisation | training | times as long without it | in processor time |", "|---|---|---|---|"]
+    rows = json.loads(read(RESULTS / "speed-cpu-parts.json"))["results"]
+    for part in dict.fromkeys(row["part"] for row in rows):
+        for row in (row for row in rows if row["part"] == part):
+            out.append(f"| {row['about']} | {row['training']} | {ratio(row['wall'])} | {ratio(row['cpu'])} |")
+    return "\n".join(out)
+
+
 def own_task(module: str) -> str:
     """Return the example in the docstring of a module of `envs`, as a block that is run."""
     lines = (importlib.import_module(f"envs.{module}").__doc__ or "").splitlines()
@@ -631,7 +642,7 @@ def own_task(module: str) -> str:
 TABLES = {
     **{"flags": flag_table, "presets": preset_table, "results": result_table, "toy": toy_table, "cost": cost_table},
     **{"coverage": coverage_table, "bootstrap": bootstrap_table, "report": report_table, "own": own_task},
-    **{"native": native_table, "adapters": adapter_table},
+    **{"native": native_table, "adapters": adapter_table, "parts": parts_table},
 }
 MARKED = re.compile(r"(<!-- table: (\w+) ([^\n]*?)-->\n)(?:(?!<!-- table).)*?(<!-- end -->)", re.DOTALL)
 
