@@ -958,9 +958,9 @@ def test_the_cache_is_in_the_home_by_default(tmp_path: Path, monkeypatch: pytest
     ("content", "message"),
     [
         (b"no archive", "Not a gzipped file"),
-        (gzip.compress(b"<mujoco>")[:-4], "ended"),
-        (gzip.compress(b"<mujoco><worldbody>"), "XML"),
-        (gzip.compress(b"<mujoco/>"), "it is no scene of HumanoidBench"),
+        (gzip.compress(b"<mujoco>", mtime=0)[:-4], "ended"),
+        (gzip.compress(b"<mujoco><worldbody>", mtime=0), "XML"),
+        (gzip.compress(b"<mujoco/>", mtime=0), "it is no scene of HumanoidBench"),
         (gzip.compress(SCENE.split("<keyframe>")[0].format(objects="").encode() + b"</mujoco>"), "no keyframe"),
         (
             gzip.compress(
@@ -1087,7 +1087,7 @@ def test_the_command_makes_what_there_is(
     monkeypatch.setenv("SEMRL_CACHE", str(tmp_path / "cache"))
     broken = checkout / "humanoid_bench" / "assets" / "envs" / "h1_pos_run.xml"
     broken.write_text("<mujoco><include file='nowhere.xml'/></mujoco>")
-    broken.with_name("h1_pos_stand.xml.gz").write_bytes(gzip.compress(b"<mujoco/>"))
+    broken.with_name("h1_pos_stand.xml.gz").write_bytes(gzip.compress(b"<mujoco/>", mtime=0))
     assert main(["--from", str(checkout)]) == 1
     out, err = capsys.readouterr()
     assert out.startswith("h1_pos_walk: ") and out.endswith(
