@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -75,3 +76,17 @@ def keep_freed_memory() -> None:
     m_trim_threshold, m_mmap_threshold = -1, -3
     mallopt(m_mmap_threshold, 1 << 30)
     mallopt(m_trim_threshold, (1 << 31) - 1)
+
+
+def die_with_parent() -> None:
+    """Have this process killed when the one that has started it ends, however that ends. Linux only.
+
+    torchrun gives each process a session of its own, so what kills torchrun and its group would leave them behind, with
+    a GPU each.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    parent, pr_set_pdeathsig = os.getppid(), 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended meanwhile
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from agents.machine import die_with_parent
 from envs.base import spawn_seeds
 
 T = TypeVar("T")
@@ -172,6 +173,7 @@ def join(device: str) -> Ranks:
     """Return this process among those that torchrun has started; alone, where it has not."""
     if not dist.is_torchelastic_launched() or os.environ.get("WORLD_SIZE", "1") == "1":
         return ALONE
+    die_with_parent()
     rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if device.startswith("cuda"):
         torch.cuda.set_device(local)

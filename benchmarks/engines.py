@@ -683,7 +683,11 @@ class Ray(Engine):
             except self.ray.exceptions.TaskCancelledError:
                 gone.append(Ended(job, None, NOT_STARTED))
             except self.ray.exceptions.RayTaskError as error:
-                gone.append(Ended(job, None, str(error.cause), error.cause))
+                cause = error.cause
+                if isinstance(cause, OSError):  # another machine may be able to
+                    gone.append(Ended(job, None, f"cannot start it: {cause.strerror or cause} ({cause.filename})"))
+                else:
+                    gone.append(Ended(job, None, str(cause), cause))
             except self.ray.exceptions.RayError as error:  # the worker or its machine is gone
                 gone.append(Ended(job, None, f"Ray: {' '.join(str(error).split())[:120]}"))
         return gone
@@ -716,7 +720,13 @@ def execute(job: Job, on_gpu: bool, threads: int, cache: str, stop_file: str) ->
     where = f"{f'GPU {gpu} of ' if gpu else ''}{socket.gethostname()}"
     if _asked(stop_file):
         return None
-    process = launch(job, where, threads, environment(gpu, threads, Path(cache)), detached=False)
+    try:
+        process = launch(job, where, threads, environment(gpu, threads, Path(cache)), detached=False)
+    except CodeChanged as changed:
+        raise CodeChanged(f"{changed} (seen on {socket.gethostname()})") from None
+    except OSError as refused:
+        reason = f"{refused.strerror or refused} on {socket.gethostname()}"
+        raise OSError(refused.errno or 0, reason, refused.filename or str(job.dir)) from None
     told = 0
     while process.poll() is None:
         asked = _asked(stop_file)

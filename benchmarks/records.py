@@ -57,6 +57,8 @@ class Record:
     """frames"""
     config: dict[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+    """hash of the source that a sweep has started it from"""
     argv: list[str] = field(default_factory=list)
     """its command line, from the program on; empty if nobody has written it down"""
     starts: int = 1
@@ -110,6 +112,7 @@ def read_run(path: Path, name: str, metrics: Sequence[str]) -> Record | None:
     record.planned = int(settings.get("total_timesteps") or 0)
     record.config, record.manifest = settings, manifest
     launch = read_json(path / "launch.json")
+    record.source = str(launch.get("source") or "")
     words = manifest.get("argv") or launch.get("argv") or []
     program = next((index for index, word in enumerate(words) if str(word).endswith(".py")), 0)
     record.argv = [str(word) for word in words[program:]]
@@ -175,7 +178,7 @@ def read_tidy(path: Path) -> list[Record]:
     """Return the runs in a CSV file with `COLUMNS`, as done; other columns are skipped. FlashSAC's metrics become ours.
 
     Raises:
-        ValueError: the columns are not there.
+        ValueError: the columns are not there, or a row is cut short.
     """
     points: dict[tuple[str, str, str, str], dict[float, float]] = defaultdict(dict)
     with open(path, newline="") as file:
@@ -185,11 +188,15 @@ def read_tidy(path: Path) -> list[Record]:
             raise ValueError(f"{path} lacks the columns {', '.join(COLUMNS)}")
         at = [header.index(name) for name in COLUMNS]
         for row in reader:
-            name, task, seed, metric, step, value = (row[index] for index in at)
-            if math.isfinite(float(value)):
-                points[name, task, seed, {"avg_return": RETURN, "avg_success": SUCCESS}.get(metric, metric)][
-                    float(step)
-                ] = float(value)
+            try:
+                name, task, seed, metric = (row[index] for index in at[:4])
+                int(float(seed))
+                step, value = (float(row[index]) for index in at[4:])
+            except (IndexError, ValueError, OverflowError):
+                raise ValueError(f"{path}, line {reader.line_num}: not a row of {', '.join(COLUMNS)}: {row}") from None
+            if math.isfinite(value):
+                metric = {"avg_return": RETURN, "avg_success": SUCCESS}.get(metric, metric)
+                points[name, task, seed, metric][step] = value
     runs: dict[tuple[str, str, str], Record] = {}
     for (name, task, seed, metric), values in points.items():
         where = f"{path.name}, {name} in {task}, seed {seed}"

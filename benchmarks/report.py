@@ -769,7 +769,7 @@ def not_begun(folder: Path, records: Sequence[Record]) -> list[Record]:
     there, found = {run.path for run in records}, []
     for key in read_json(folder / "sweep.json").get("runs") or []:
         path = folder / "runs" / key
-        match = re.fullmatch(r"[^/]+/((\w+?)__[^/]+)/seed(\d+)", key)
+        match = re.fullmatch(r"[^/]+/(([^/]+?)__[^/]+)/seed(\d+)", key)
         if match and path not in there:
             task, name = tasks.get(path.parents[1], path.parents[1].name), f"{folder.resolve().name}/runs/{key}"
             found.append(Record(path, name, task, match[1], match[2], int(match[3]), "waiting"))

@@ -19,7 +19,7 @@ the percentiles outwards by just that (Hesterberg, "What Teachers Should Know ab
 the intervals are rliable's. For a single task there is `t_interval`: nobody should bootstrap three to five seeds.
 
 How often these intervals hold the truth, and what they cost beside rliable's, is measured by `benchmarks/intervals.py`;
-`docs/sweeps.md` has the tables. With five seeds, a 95% interval over five tasks or more holds it in 94 to 95 of 100
+`docs/sweeps.md` has the tables. With five seeds, a 95% interval over five tasks or more holds it in 93 to 96 of 100
 experiments; over two tasks with three seeds in 80, so these are too few, whatever the method.
 """
 

@@ -76,12 +76,16 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def held(lock: Path) -> bool | None:
-    """Whether a process holds a lock; None where the file system cannot say."""
+    """Whether a process holds a lock; None where the file system does not say."""
     try:
-        with open(lock) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        file = open(lock)  # noqa: SIM115  closed below
     except FileNotFoundError:
         return False
+    except OSError:  # of another user, say
+        return None
+    try:
+        with file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError as error:

@@ -355,7 +355,9 @@ class Study:
                 what = "all scores are the same" if self.args.relative else f"no scale in {self.args.references.name}"
                 advice = "" if self.args.relative else "; add one with its source, or say --relative"
                 notes[f"{what}, so there is no score over all tasks{advice}"].append(task)
-        if len(code := sorted({revision_of(run.manifest) for run in self.runs} - {""})) > 1:
+        sources = {run.source for run in self.runs}  # what a sweep goes by: commits may touch other files
+        code = sorted({revision_of(run.manifest) for run in self.runs} - {""})
+        if len(code) > 1 and (len(sources) > 1 or "" in sources):
             notes["the runs are of different versions of the code"] = code
         return [f"{_some(where)}: {text}." for text, where in notes.items()]
 

@@ -136,6 +136,7 @@ def grid_of(args: Args, explicit: set[str], flags: Sequence[str]) -> Grid:
             raise ValueError(f"cannot read the suite {args.suite}: {error}") from error
         if unknown := sorted(suite.keys() - {"agents", "tasks", "variants", "seeds", "flags"}):
             raise ValueError(f"{args.suite}: unknown key {unknown[0]}; legal are agents, tasks, variants, seeds, flags")
+        check_suite(args.suite, suite)
 
     def ask(name: str, given: Any) -> Any:
         return given if name in explicit else suite.get(name, given)
@@ -161,6 +162,33 @@ def grid_of(args: Args, explicit: set[str], flags: Sequence[str]) -> Grid:
     if len({_slug(task) for task in tasks}) < len(tasks):
         raise ValueError(f"tasks occur twice, or share a directory: {' '.join(tasks)}")
     return grid
+
+
+def check_suite(name: str, suite: Mapping[str, Any]) -> None:
+    """Let nothing pass that has the wrong type.
+
+    Raises:
+        ValueError: something has; says what is legal.
+    """
+
+    def texts(x: Any) -> bool:
+        return isinstance(x, list) and all(isinstance(each, str) for each in x)
+
+    def table(x: Any) -> bool:
+        return isinstance(x, dict) and all(isinstance(each, str) for each in x.values())
+
+    seeds = [str, int, list]
+    legal = {
+        "agents": (texts, 'a list of names: ["fasttd3"]'),
+        "tasks": (texts, 'a list of names: ["WalkerWalk-v1"]'),
+        "variants": (lambda x: texts(x) or table(x), 'a table of flags: [variants], on = "--sem"'),
+        "seeds": (lambda x: type(x) in seeds, 'a number, "1-5", or a list of them'),
+        "flags": (lambda x: isinstance(x, str), 'one text: "--size small"'),
+    }
+    for key, value in suite.items():
+        fits, expected = legal[key]
+        if not fits(value):
+            raise ValueError(f"{name}: {key} is {value!r}; expected {expected}")
 
 
 def refuse_reserved(words: Sequence[str]) -> None:
@@ -485,9 +513,9 @@ def report(jobs: Sequence[Job], verdicts: Mapping[str, Verdict], root: Path) -> 
         print("\nThe same command with --retry-failed starts the failed runs again.")
     if count["unfinished"]:
         print("\nThe same command goes on with what is unfinished.")
-    print(f"learning curves  tensorboard --logdir {root / 'runs'}")
+    print(f"learning curves  tensorboard --logdir {shlex.quote(str(root / 'runs'))}")
     print(f"seeds of a variant in one colour  {seeds_link(SEEDS_OF_SWEEP)}")
-    print(f"report           python benchmarks/report.py {root}")
+    print(f"report           python benchmarks/report.py {shlex.quote(str(root))}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

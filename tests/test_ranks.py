@@ -249,3 +249,25 @@ def test_what_is_a_process_s_own() -> None:
     assert ranks[1].device("cpu") == "cpu" and ranks[0].share("--num-envs", 12) == 3
     with pytest.raises(ValueError, match="--num-envs 10: must be a multiple of the 4 processes"):
         ranks[0].share("--num-envs", 10)
+
+
+def test_no_process_outlives_torchrun(tmp_path: Path) -> None:
+    flags = "--env-id PointMass-v0 --size small --total-timesteps 4000000 --save-every 0 --eval-every 0 --threads 1"
+    process = torchrun("agents/fasttd3.py", *flags.split(), "--run-dir", tmp_path / "run")
+    status = tmp_path / "run" / "status.json"
+    wait_until(lambda: status.is_file() and json.loads(status.read_text()).get("step", 0) > 0, process)
+    ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert len(ranks) == 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while left := [pid for pid in ranks if running(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -369,12 +369,27 @@ def test_where_all_runs_have_failed_the_report_says_so(tmp_path: Path, capsys: p
     assert (tmp_path / "out" / "report.html").is_file() and len(rows(tmp_path / "out" / "summary.csv")) == 1
 
 
-def test_a_sweep_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
-    write_run(tmp_path / "runs" / WALKER / "fasttd3__off" / "seed1", [], state="interrupted")
-    (tmp_path / "sweep.json").write_text(json.dumps({"runs": [f"{WALKER}/fasttd3__off/seed{n}" for n in (1, 2)]}))
+@pytest.mark.parametrize("variant", ["fasttd3__off", "my-agent.v2__off"])
+def test_a_sweep_that_has_just_begun_has_a_report(variant: str, tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / WALKER / variant / "seed1", [], state="interrupted")
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": [f"{WALKER}/{variant}/seed{n}" for n in (1, 2)]}))
     assert main([str(tmp_path)]) == 0
     text = (tmp_path / "REPORT.md").read_text()
     assert "**Preliminary**: 2 of 2 runs" in text and "/seed2: waiting, 0 frames" in text
+
+
+@pytest.mark.parametrize(("sources", "told"), [(("a", "a"), False), (("a", "b"), True), (("a", ""), True)])
+def test_versions_of_the_code_are_told_apart_by_what_they_run(
+    sources: tuple[str, str], told: bool, tmp_path: Path
+) -> None:
+    for seed, source in enumerate(sources, 1):
+        run = write_run(tmp_path / "runs" / WALKER / "fasttd3__off" / f"seed{seed}", [500, 600], seed=seed)
+        manifest = json.loads((run / "manifest.json").read_text())
+        manifest["git"]["revision"] = f"{seed}" * 16  # a commit came in between
+        (run / "manifest.json").write_text(json.dumps(manifest))
+        (run / "launch.json").write_text(json.dumps({"source": source}))
+    assert main([str(tmp_path)]) == 0
+    assert ("different versions of the code" in (tmp_path / "REPORT.md").read_text()) == told
 
 
 def test_unfinished_runs_have_no_score_and_are_named(tmp_path: Path) -> None:
@@ -694,6 +709,17 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="lacks the columns exp_name"):
         study.read_overlay(tmp_path / "x.csv", {WALKER: RETURN})
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [("a,b,1,x,1,2\na,b,1,x\n", 3), ("a,b,1,x,1,\n", 2), ("a,b,one,x,1,2\n", 2), ("a,b,inf,x,1,2\n", 2)],
+)
+def test_a_table_that_is_cut_short_is_refused(tmp_path: Path, rows: str, line: int) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(",".join(records.COLUMNS) + "\n" + rows)
+    with pytest.raises(ValueError, match=f"x.csv, line {line}: not a row of exp_name"):
+        records.read_tidy(path)
 
 
 # ---- plots -----------------------------------------------------------------------------------------------------------
