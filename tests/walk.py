@@ -252,14 +252,13 @@ def look(at: Walk, command: str, judge: Callable[[Walk, Ask], None]) -> None:
     try:
         until = time.monotonic() + 60
         while True:
+            ended = server.poll() is not None
             try:
-                expect(
-                    server.poll() is None, f"`{typed}` ended with exit status {server.returncode}\n{log.read_text()}"
-                )
+                expect(not ended, f"`{typed}` ended with exit status {server.returncode}\n{log.read_text()}")
                 judge(at, asker(log.read_text()))
                 return
             except (Stumble, urllib.error.URLError):
-                if server.poll() is not None or time.monotonic() > until:
+                if ended or time.monotonic() > until:
                     raise
             time.sleep(0.5)
     finally:
