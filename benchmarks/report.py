@@ -67,7 +67,7 @@ from benchmarks.records import (
     seeds_link,
 )
 from benchmarks.stats import Bootstrap, Estimate
-from benchmarks.status import held, read_json
+from benchmarks.status import held, listed_runs, read_json
 from benchmarks.study import (
     NO_VARIANT,
     Comparison,
@@ -767,7 +767,7 @@ def not_begun(folder: Path, records: Sequence[Record]) -> list[Record]:
     """Return the runs that the sweep in a folder is to make and has made no directory for yet."""
     tasks = {run.path.parents[1]: run.task for run in records}
     there, found = {run.path for run in records}, []
-    for key in read_json(folder / "sweep.json").get("runs") or []:
+    for key in listed_runs(folder):
         path = folder / "runs" / key
         match = re.fullmatch(r"[^/]+/(([^/]+?)__[^/]+)/seed(\d+)", key)
         if match and path not in there:

@@ -311,9 +311,15 @@ class Screen:
 
 def keys_of(root: Path) -> list[str]:
     """The runs of a sweep: those that it lists, and those that are there."""
-    listed = read_json(root / "sweep.json").get("runs")
+    listed = listed_runs(root)
     found = {path.parent.relative_to(root / "runs").as_posix(): None for path in sorted(root.glob("runs/*/*/seed*/*"))}
-    return list(dict.fromkeys([*(listed if isinstance(listed, list) else []), *found]))
+    return list(dict.fromkeys([*listed, *found]))
+
+
+def listed_runs(root: Path) -> list[str]:
+    """The runs that a sweep is to make, as its sweep.json lists them; none where that is damaged."""
+    runs = read_json(root / "sweep.json").get("runs")
+    return [key for key in runs if isinstance(key, str)] if isinstance(runs, list) else []
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -508,7 +508,8 @@ def report(jobs: Sequence[Job], verdicts: Mapping[str, Verdict], root: Path) -> 
             print(f"\nfailed   {job.key}  {verdicts[job.key].why}")
             for line in status.last_lines(job.dir / "log.txt", 3):
                 print(f"         {line[:200]}")
-            print(f"         log: {job.dir / 'log.txt'}")
+            if (log := job.dir / "log.txt").is_file():  # else it was never started
+                print(f"         log: {log}")
     if count["failed"]:
         print("\nThe same command with --retry-failed starts the failed runs again.")
     if count["unfinished"]:

@@ -1542,3 +1542,9 @@ def test_a_real_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
     assert [int(step) for step in steps] == list(range(160, 1601, 160)), "each log once, across the kill"
     assert sweep.main(arguments) == 0
     assert launch(path)["starts"] == 2
+
+
+@pytest.mark.parametrize("runs", [[{"a": 1}, "a/b__c/seed1"], 3, {"a": 1}])
+def test_a_list_of_runs_of_other_things(runs: Any, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": runs}))
+    assert status.keys_of(tmp_path) == (["a/b__c/seed1"] if isinstance(runs, list) else [])
