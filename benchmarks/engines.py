@@ -206,7 +206,7 @@ def judge(ended: Ended) -> tuple[str, str]:
     """
     job, code, why, refusal = ended
     if isinstance(refusal, OSError):
-        return "failed", f"cannot start it: {refusal.strerror or refusal} ({refusal.filename or job.dir})"
+        return "failed", _cannot_start(refusal, job)
     said = read_json(job.dir / "status.json")
     if said.get("time", 0.0) < read_json(job.dir / "launch.json").get("started", 0.0):
         said = {}  # of the life before
@@ -231,6 +231,10 @@ def judge(ended: Ended) -> tuple[str, str]:
     )
     reason = said.get("why") if said.get("state") == "failed" else "".join(status.last_lines(job.dir / "log.txt", 1))
     return "failed", f"{what}: {reason or 'nothing was said'}"
+
+
+def _cannot_start(refused: OSError, job: Job) -> str:
+    return f"cannot start it: {refused.strerror or refused} ({refused.filename or job.dir})"
 
 
 def _signal_name(number: int) -> str:
@@ -684,10 +688,10 @@ class Ray(Engine):
                 gone.append(Ended(job, None, NOT_STARTED))
             except self.ray.exceptions.RayTaskError as error:
                 cause = error.cause
-                if isinstance(cause, OSError):  # another machine may be able to
-                    gone.append(Ended(job, None, f"cannot start it: {cause.strerror or cause} ({cause.filename})"))
-                else:
-                    gone.append(Ended(job, None, str(cause), cause))
+                here = isinstance(cause, OSError)  # another machine may be able to
+                gone.append(
+                    Ended(job, None, _cannot_start(cause, job)) if here else Ended(job, None, str(cause), cause)
+                )
             except self.ray.exceptions.RayError as error:  # the worker or its machine is gone
                 gone.append(Ended(job, None, f"Ray: {' '.join(str(error).split())[:120]}"))
         return gone
@@ -725,8 +729,7 @@ def execute(job: Job, on_gpu: bool, threads: int, cache: str, stop_file: str) ->
     except CodeChanged as changed:
         raise CodeChanged(f"{changed} (seen on {socket.gethostname()})") from None
     except OSError as refused:
-        reason = f"{refused.strerror or refused} on {socket.gethostname()}"
-        raise OSError(refused.errno or 0, reason, refused.filename or str(job.dir)) from None
+        raise OSError(refused.errno, f"{refused.strerror} on {socket.gethostname()}", refused.filename) from None
     told = 0
     while process.poll() is None:
         asked = _asked(stop_file)

@@ -113,9 +113,8 @@ class Tensors:
 
     def differentiate(self, outputs: Any, gradients: Any = None) -> None:
         """Set the gradients."""
-        for parameter, grad in zip(
-            self.parameters, torch.autograd.grad(outputs, self.parameters, gradients), strict=True
-        ):
+        grads = torch.autograd.grad(outputs, self.parameters, gradients)
+        for parameter, grad in zip(self.parameters, grads, strict=True):
             parameter.grad = grad
 
     def clip(self, max_norm: float) -> None:
@@ -172,7 +171,9 @@ def hidden_apart(agent: ModuleType, put: Set) -> None:
 def tensor_by_tensor(agent: ModuleType, put: Set) -> None:
     """Gradients, optimiser and target go parameter by parameter."""
     put(agent, "Flat", Tensors)
-    put(agent, "RAdam" if hasattr(agent, "RAdam") else "AdamW", Rectified if hasattr(agent, "RAdam") else Optimizer)
+    for name, plain in (("AdamW", Optimizer), ("RAdam", Rectified)):
+        if hasattr(agent, name):
+            put(agent, name, plain)
 
 
 def in_turn(agent: ModuleType, put: Set) -> None:
@@ -239,7 +240,8 @@ def by_autograd(agent: ModuleType, put: Set) -> None:
 
 def channels_first(agent: ModuleType, put: Set) -> None:
     """Images keep the order in which they come."""
-    estimate = (agent.PPO if hasattr(agent, "PPO") else agent.PQN).estimate
+    learner: Any = agent.PPO if hasattr(agent, "PPO") else agent.PQN
+    estimate = learner.estimate
 
     def as_they_come(self: Any, *args: Any) -> Any:
         rollout = estimate(self, *args)
@@ -247,7 +249,7 @@ def channels_first(agent: ModuleType, put: Set) -> None:
         return rollout
 
     put(agent, "take", lambda x, rows: x.index_select(0, rows))
-    put(agent.PPO if hasattr(agent, "PPO") else agent.PQN, "estimate", as_they_come)
+    put(learner, "estimate", as_they_come)
 
 
 def image_norm(agent: ModuleType, put: Set) -> None:
@@ -291,7 +293,7 @@ class Args:
     tasks: tuple[Name, ...] = NAMES
     """what to train"""
     parts: tuple[str, ...] = ()
-    """which optimisations, by the first word of their row; all by default"""
+    """which optimisations, as the table names them before the colon; all by default"""
     repeats: int = 15
     """pairs of turns for each part that count"""
     out: Path | None = None

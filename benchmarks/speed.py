@@ -765,7 +765,6 @@ def reaching(argv: Sequence[str]) -> None:
 def taking_apart(argv: Sequence[str]) -> None:
     """Time training without each of its optimisations, and print and write the results."""
     args = config.parse(parts.Args, argv=argv).args
-    config.positive(args, "repeats")
     config.require(args.repeats > 1, f"--repeats {args.repeats}: must be at least 2, for quartiles")
     config.require(bool(args.tasks), "--tasks: name at least one")
     for name in args.parts:

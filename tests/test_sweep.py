@@ -210,11 +210,8 @@ def words(agent: Path, *more: str, modes: str = "ok", tasks: str = "a", seeds: s
     return [*grid, *given[:cut], *given[cut:]]
 
 
-ON_RAY = {
-    "RAY_process_group_cleanup_enabled": "true",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_memory_monitor_refresh_ms": "0",
-}
+ANY_RAY = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_memory_monitor_refresh_ms": "0"}
+ON_RAY = {**ANY_RAY, "RAY_process_group_cleanup_enabled": "true"}
 START = """
 import pathlib, sys
 from benchmarks import engines, sweep
@@ -1296,6 +1293,23 @@ def test_a_run_that_is_alive_is_not_started_on_ray_too(
     assert frames(folder(agent, "wait")) == [1, 2, 3, 4] and "starts" not in launch(folder(agent, "wait"))
 
 
+def test_a_sweep_on_ray_whose_file_to_stop_is_gone_kills(
+    agent: Path, on_ray: list[str], monkeypatch: pytest.MonkeyPatch, no_orphans: None
+) -> None:
+    paths = [folder(agent, "wait", seed=seed) for seed in (1, 2, 3)]
+
+    def refresh(_: status.Screen) -> None:
+        stop = agent.parent / "out" / ".stop"
+        if stop.exists() and sum(len(frames(path)) >= 2 for path in paths) == 2:
+            stop.unlink()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(status.Screen, "refresh", refresh)
+    assert sweep.main(words(agent, *on_ray, "none", modes="wait", seeds="1-3")) == 75
+    wait_for(lambda: not any(status.alive(path) for path in paths))
+    assert sorted(len(frames(path)) for path in paths) == [0, 2, 2]
+
+
 def test_several_gpus_for_a_run(agent: Path, on_ray: list[str]) -> None:
     for task, more in (("a", [*on_ray, "any"]), ("b", ["--gpus", "0,1,2,3"])):
         assert sweep.main(words(agent, *more, "--ranks", "2", "--threads", "1", tasks=task, seeds="1 2")) == 0
@@ -1304,11 +1318,7 @@ def test_several_gpus_for_a_run(agent: Path, on_ray: list[str]) -> None:
         assert [env["WORLD_SIZE"] for env in given] == ["2", "2"]
 
 
-SUBREAPER = {
-    "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_memory_monitor_refresh_ms": "0",
-}
+SUBREAPER = {**ANY_RAY, "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true"}
 
 
 @pytest.mark.slow
