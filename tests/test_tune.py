@@ -354,7 +354,10 @@ def test_trials_side_by_side(agent: Path) -> None:
             for at in runs.values()
         ]
         most[out] = max(len(set(trials)) for trials in together), max(map(len, together))
-    assert most == {"many": (2, 3), "single": (1, 2), "ordered": (1, 1)}  # a seed decides whether the next is trained
+    # Which of the three runs ends first decides whether their slots are shared by two trials or by three.
+    assert most["many"] in [(2, 3), (3, 3)]
+    assert most["single"] == (1, 2)
+    assert most["ordered"] == (1, 1)  # a seed decides whether the next is trained
 
 
 # ---- runs that end badly -------------------------------------------------------------------------------------------
