@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from agents.machine import available_cores
+from agents.ranks import started
 
 PACKAGES = (
     *("torch", "numpy", "tensordict", "gymnasium", "mujoco", "envpool", "tyro", "tensorboard"),
@@ -20,7 +21,7 @@ PACKAGES = (
 
 
 def manifest() -> dict[str, Any]:
-    """Versions, git revision, hardware, torch's switches and the command line: all that a result depends on."""
+    """Versions, git revision, hardware, torch's switches, processes and command line: all that a result depends on."""
     versions = {"python": platform.python_version(), "cuda": torch.version.cuda}
     for package in PACKAGES:
         try:
@@ -31,6 +32,7 @@ def manifest() -> dict[str, Any]:
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "argv": sys.argv,
+        "ranks": started(),
         "git": git_revision(Path(__file__).resolve().parent),
         "versions": versions,
         "hardware": {

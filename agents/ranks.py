@@ -169,12 +169,18 @@ class Ranks:
 ALONE = Ranks()
 
 
+def started() -> int:
+    """Return how many processes torchrun has started for this run; 1 where it has not."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if dist.is_torchelastic_launched() else 1
+
+
 def join(device: str) -> Ranks:
     """Return this process among those that torchrun has started; alone, where it has not."""
-    if not dist.is_torchelastic_launched() or os.environ.get("WORLD_SIZE", "1") == "1":
+    world = started()
+    if world == 1:
         return ALONE
     die_with_parent()
-    rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, local = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK"))
     if device.startswith("cuda"):
         torch.cuda.set_device(local)
     with together():  # what lives on a CPU, a signal for instance, is talked about without the GPU

@@ -283,7 +283,7 @@ def write_sweep(root: Path, runs: int, points: int) -> None:
         settings |= {"sem": variant != "sem-off", "total_timesteps": int(steps[-1])}
         (path / "config.json").write_text(json.dumps(settings))
         (path / "manifest.json").write_text(
-            json.dumps({"program": "fasttd3", "argv": ["agents/fasttd3.py", "--env-id", task]})
+            json.dumps({"agent": "fasttd3", "argv": ["agents/fasttd3.py", "--env-id", task]})
         )
         (path / "status.json").write_text(json.dumps({"state": "done"}))
         curve = rng.uniform(400, 900) * (1 - np.exp(-5 * steps / steps[-1])) + rng.normal(0, 30, points)

@@ -61,6 +61,10 @@ class Record:
     """hash of the source that a sweep has started it from"""
     argv: list[str] = field(default_factory=list)
     """its command line, from the program on; empty if nobody has written it down"""
+    ranks: int = 1
+    """processes that train it together"""
+    device: str = ""
+    """what it is trained on: "cpu", "cuda" or "cuda:i"; empty if nobody has written it down"""
     starts: int = 1
     """how often a process was started for it"""
     resumed: int = 0
@@ -106,16 +110,20 @@ def read_run(path: Path, name: str, metrics: Sequence[str]) -> Record | None:
     if not task or seed is None:
         return None
     variant = path.parent.name if of_sweep else settings.get("exp_name") or (first[0] if columns else "")
-    agent = manifest.get("program") or (variant.partition("__")[0] if of_sweep else "")
+    launch = read_json(path / "launch.json")
+    words = [str(word) for word in manifest.get("argv") or launch.get("argv") or []]
+    program = next((index for index, word in enumerate(words) if word.endswith(".py")), 0)
+    agent = str(manifest.get("agent") or (variant.partition("__")[0] if of_sweep else Path("".join(words[:1])).stem))
     state, why = read_state(path, bool(settings))
     record = Record(path, name, task, variant, agent, int(seed), state, why)
     record.planned = int(settings.get("total_timesteps") or 0)
     record.config, record.manifest = settings, manifest
-    launch = read_json(path / "launch.json")
     record.source = str(launch.get("source") or "")
-    words = manifest.get("argv") or launch.get("argv") or []
-    program = next((index for index, word in enumerate(words) if str(word).endswith(".py")), 0)
-    record.argv = [str(word) for word in words[program:]]
+    record.argv = words[program:]
+    # What a command line does not say: a run of a sweep finds its device and its processes in the environment.
+    asked = launch.get("settings") or {}
+    record.ranks = int(manifest.get("ranks") or asked.get("ranks") or 1)
+    record.device = str(settings.get("device") or asked.get("--device") or "")
     record.resumed = len(manifest.get("resumes") or [])
     record.starts = max(int(launch.get("starts") or 1), 1 + record.resumed)
     for metric in metrics:

@@ -255,29 +255,33 @@ def commands(study: Study) -> list[str]:
     for run in sorted(study.runs, key=lambda run: not run.argv):
         cell = groups[run.task, run.variant]
         if run.argv:
-            cell[_command(run.argv)].append(run.seed)
+            cell[_command(run)].append(run.seed)
         elif len(cell) == 1:  # it never came to say what it was asked: the same as the other seeds
             next(iter(cell.values())).append(run.seed)
     return [
-        f"for seed in {' '.join(map(str, sorted(seeds)))}; do python {command} --seed $seed; done"
+        f"for seed in {' '.join(map(str, sorted(seeds)))}; do {command} --seed $seed; done"
         for _, cell in sorted(groups.items())
         for command, seeds in sorted(cell.items())
     ]
 
 
-def _command(words: Sequence[str]) -> str:
-    """A command line without its seed, and without where it wrote on whose machine."""
-    program = Path(words[0])
-    kept, skip = [str(Path(program.parent.name) / program.name)], False
-    for word in words[1:]:
+def _command(run: Record) -> str:
+    """The command line of a run without its seed, and without where it wrote on whose machine."""
+    program = Path(run.argv[0])
+    start = f"torchrun --standalone --nproc-per-node {run.ranks}" if run.ranks > 1 else "python"
+    kept, skip, device = [str(Path(program.parent.name) / program.name)], False, False
+    for word in run.argv[1:]:
         flag, equals, _ = word.replace("_", "-").partition("=")
+        device = device or flag == "--device"
         if flag in ("--seed", "--run-dir", "--run-root", "--resume"):
             skip = not equals
         elif skip:
             skip = False
         elif flag != "--quiet":
             kept.append(word)
-    return shlex.join(kept)
+    if run.device == "cpu" and not device:  # a machine with a GPU would choose it, and other sizes with it
+        kept += ["--device", "cpu"]
+    return f"{start} {shlex.join(kept)}"
 
 
 class Page:

@@ -14,6 +14,8 @@ import torch
 
 from agents.checkpoint import open_checkpoint, step_dirs
 from agents.ranks import ALONE, Ranks
+from benchmarks import report
+from benchmarks.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -211,8 +213,19 @@ def test_a_sweep_starts_runs_of_two_processes_and_goes_on_where_one_is_lost(tmp_
     code, out = finish(process)
     assert code == 0 and "again    PointMass-v0/fasttd3__on/seed3  one of its 2 processes has ended" in out, out
     assert json.loads((run / "result.json").read_text())["step"] == 16_000
-    resumes = json.loads((run / "manifest.json").read_text())["resumes"]
-    assert len(resumes) == 1 and resumes[0]["step"] >= 1000
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["ranks"] == 2 and len(manifest["resumes"]) == 1 and manifest["resumes"][0]["step"] >= 1000
+
+    # What the report says makes the run again: as many processes, and no GPU where there is one.
+    args = report.Args(dirs=(tmp_path / "out",))
+    (line,) = report.commands(Study(report.collect(args.dirs, args.metric), args))
+    assert line.startswith("for seed in 3; do torchrun --standalone --nproc-per-node 2 agents/fasttd3.py --")
+    line = line.replace("--seed $seed", f"--seed $seed --total-timesteps 640 --run-dir {tmp_path}/again")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(["bash", "-c", line], cwd=ROOT, env=os.environ | {"PATH": path}, capture_output=True, check=True)
+    assert json.loads((tmp_path / "again" / "manifest.json").read_text())["ranks"] == 2
+    first, again = (json.loads((path / "config.json").read_text()) for path in (run, tmp_path / "again"))
+    assert {name for name in first if first[name] != again[name]} == {"total_timesteps", "run_dir"}
 
 
 def workers(torchrun: int) -> dict[str, int]:

@@ -66,7 +66,7 @@ def write_run(
     revision = {"revision": "0123456789abcdef", "dirty": False}
     (path / "manifest.json").write_text(
         json.dumps(
-            {"time": start, "program": agent, "argv": list(words), "git": revision, "versions": {}, "hardware": {}}
+            {"time": start, "agent": agent, "argv": list(words), "git": revision, "versions": {}, "hardware": {}}
         )
     )
     if state:
@@ -486,6 +486,14 @@ def test_agents_that_share_a_name_are_not_mixed(tmp_path: Path) -> None:
     assert study_of(tmp_path).variants == ["fasttd3__on", "ppo", "ppo__on"]
 
 
+def test_agents_of_real_runs_are_told_apart(tmp_path: Path) -> None:
+    for agent in ("fastsac", "fasttd3"):
+        words = ["--env-id", "PointMass-v0", "--size", "small", "--total-timesteps", "160", "--exp-name", "x"]
+        words += ["--run-dir", str(tmp_path / agent), "--quiet"]
+        subprocess.run([sys.executable, f"agents/{agent}.py", *words], cwd=ROOT, capture_output=True, check=True)
+    assert study_of(tmp_path).variants == ["fastsac__x", "fasttd3__x"]
+
+
 def test_each_agent_is_compared_with_itself_without_sem(tmp_path: Path) -> None:
     for agent in ("fasttd3", "ppo"):
         for variant in ("plain", "actor", "both"):
@@ -863,6 +871,26 @@ def test_a_run_that_never_started_is_in_the_commands_too(tmp_path: Path) -> None
     never_started(tmp_path / "runs" / WALKER / "fasttd3__off" / "seed7")
     (command,) = report.commands(study_of(tmp_path))
     assert command.startswith("for seed in 1 2 7; do python agents/fasttd3.py --env-id ")
+
+
+def test_commands_name_the_device_and_the_processes(tmp_path: Path) -> None:
+    for device, ranks, words in (("cpu", 1, []), ("cuda", 1, []), ("cpu", 1, ["--device=cpu"]), ("cuda", 4, [])):
+        folder = tmp_path / WALKER / f"ppo__{device}{ranks}{len(words)}" / "seed1"
+        path = write_run(folder, [1] * 10, argv=["agents/ppo.py", *words], config={"device": device})
+        record = json.loads((path / "manifest.json").read_text())
+        (path / "manifest.json").write_text(json.dumps(record | {"ranks": ranks}))
+    # As a sweep leaves a run that was killed before it wrote anything.
+    path = tmp_path / WALKER / "ppo__early" / "seed1"
+    path.mkdir(parents=True)
+    argv = ["python", "-m", "torch.distributed.run", "--nproc-per-node", "2", "/x/agents/ppo.py", "--sem"]
+    (path / "launch.json").write_text(json.dumps({"argv": argv, "settings": {"--device": "cpu", "ranks": "2"}}))
+    assert [line.removeprefix("for seed in 1; do ") for line in report.commands(study_of(tmp_path))] == [
+        "python agents/ppo.py --device cpu --seed $seed; done",
+        "python agents/ppo.py --device=cpu --seed $seed; done",
+        "python agents/ppo.py --seed $seed; done",
+        "torchrun --standalone --nproc-per-node 4 agents/ppo.py --seed $seed; done",
+        "torchrun --standalone --nproc-per-node 2 agents/ppo.py --sem --device cpu --seed $seed; done",
+    ]
 
 
 def test_pages_escape_what_runs_say(tmp_path: Path) -> None:
