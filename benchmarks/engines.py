@@ -34,6 +34,8 @@ SAVED = os.EX_TEMPFAIL
 """exit status of a run that was stopped by a signal: saved, to be started again"""
 NOT_STARTED = "not started"
 """why a run has ended that a stop came before"""
+TOKEN = ".ray/auth_token"
+"""where in the home directory Ray keeps the token of its clusters"""
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------
@@ -647,8 +649,9 @@ class Ray(Engine):
             options = {"log_to_driver": False, "include_dashboard": False, "configure_logging": False}
             try:
                 self.ray.init(address=address or None, **options)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise ValueError(f"no Ray cluster answers{f' at {address}' if address else ''}: {error}") from error
+            except (ConnectionError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:
+                why = " ".join(str(error).split()) + (_of_tokens() if address else "")
+                raise ValueError(f"no Ray cluster answers{f' at {address}' if address else ''}: {why}") from error
         self.on_gpu = share > 0
         if self.on_gpu and not self.ray.cluster_resources().get("GPU"):
             raise ValueError("the Ray cluster has no GPU: --gpus none")
@@ -712,6 +715,16 @@ class Ray(Engine):
     def close(self) -> None:
         """Take the file away that asks to stop."""
         self.stop_file.unlink(missing_ok=True)
+
+
+def _of_tokens() -> str:
+    """What to try where a cluster does not answer; empty where nothing is known.
+
+    The first cluster that Ray starts here leaves a token. Later ones want it from all who join, but Ray sends it to no
+    address by itself.
+    """
+    there = (Path.home() / TOKEN).is_file() and "RAY_AUTH_MODE" not in os.environ
+    return f"; if it wants the token in ~/{TOKEN}: RAY_AUTH_MODE=token" if there else ""
 
 
 def execute(job: Job, on_gpu: bool, threads: int, cache: str, stop_file: str) -> int | None:

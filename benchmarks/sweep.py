@@ -159,8 +159,12 @@ def grid_of(args: Args, explicit: set[str], flags: Sequence[str]) -> Grid:
     )
     for words in (grid.flags, *grid.variants.values()):
         refuse_reserved(words)
-    if len({_slug(task) for task in tasks}) < len(tasks):
-        raise ValueError(f"tasks occur twice, or share a directory: {' '.join(tasks)}")
+    folders: dict[str, str] = {}
+    for task in tasks:
+        if (other := folders.setdefault(_slug(task), task)) != task:
+            raise ValueError(f"--tasks: {other} and {task} would share the directory {_slug(task)}")
+    if len(folders) < len(tasks):
+        raise ValueError(f"--tasks: {next(task for task in tasks if tasks.count(task) > 1)} is there twice")
     return grid
 
 

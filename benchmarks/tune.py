@@ -42,7 +42,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
@@ -376,7 +376,11 @@ def comparison(args: Args, best: Trial, flags: Sequence[str]) -> str:
     words += ["--variants", "default:", f"tuned:{shlex.join(best.words)}", "--seeds", FRESH]
     beside = f"{args.out}-check"
     beside = os.path.relpath(beside) if Path(beside).is_relative_to(Path.cwd()) else beside
-    words += ["--out", beside, *(["--", *flags] if flags else [])]
+    words += ["--out", beside]
+    for field in fields(Args):
+        if field.name in ("gpus", "per_gpu", "slots", "threads") and getattr(args, field.name) != field.default:
+            words += [f"--{field.name.replace('_', '-')}", str(getattr(args, field.name))]
+    words += ["--", *flags] if flags else []
     return shlex.join(words)
 
 

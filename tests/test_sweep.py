@@ -11,14 +11,17 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -425,8 +428,8 @@ def test_flags_are_compared_by_what_they_mean() -> None:
     ("arguments", "line"),
     [
         ([], "no tasks"),
-        (["--tasks", "a", "a"], "twice"),
-        (["--tasks", "a/b", "a-b"], "share a directory"),
+        (["--tasks", "a/b", "c", "a-b"], "--tasks: a/b and a-b would share the directory a-b"),
+        (["--tasks", "c", "a", "a"], "--tasks: a is there twice"),
         (["--tasks", "a", "suite.toml"], "name the suite before the flags"),
         (["--tasks", "a", "--agents", "fasttd"], "did you mean fasttd3?"),
         (["--tasks", "a", "--seeds", "x"], "--seeds x"),
@@ -1499,6 +1502,8 @@ def test_a_sweep_that_ray_refuses_leaves_nothing(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     class Ray:
+        exceptions = SimpleNamespace(RayError=KeyError)
+
         @staticmethod
         def is_initialized() -> bool:
             return False
@@ -1521,6 +1526,44 @@ def test_a_sweep_that_ray_refuses_leaves_nothing(
         assert line in refusal(arguments, capfd, lines=1 if arguments is new else 2)
     assert {path: path.read_bytes() for path in agent.parent.rglob("*") if path.is_file()} == before
     assert not (agent.parent / "new").exists()
+
+
+def test_a_cluster_that_wants_a_token_says_how(tmp_path: Path, agent: Path) -> None:
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"HOME": str(tmp_path)}
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # the names of its sockets must be short
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / engines.TOKEN).write_text("0123456789abcdef" * 4)
+    ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block"]
+    ray += ["--include-dashboard", "false", "--port", str(port), "--num-cpus", "1", "--temp-dir", folder]
+    # Its other processes end with the first one.
+    cluster = subprocess.Popen(ray, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert cluster.stdout and any("Ray runtime started" in line for line in cluster.stdout)
+        on_ray = ("--engine", "ray", "--ray-address", f"127.0.0.1:{port}", "--gpus", "none")
+        command = [sys.executable, str(ROOT / "benchmarks" / "sweep.py"), *words(agent, *on_ray)]
+        refused = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert refused.returncode == 2, refused.stderr
+        *_, line = refused.stderr.splitlines()  # Ray's own lines come before it
+        assert line.startswith(f"error: no Ray cluster answers at 127.0.0.1:{port}: ")
+        assert line.endswith("; if it wants the token in ~/.ray/auth_token: RAY_AUTH_MODE=token")
+        done = subprocess.run(
+            command, env=env | {"RAY_AUTH_MODE": "token"}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        (tmp_path / engines.TOKEN).unlink()
+        command = [*command[:2], *words(agent, *on_ray, seeds="9")]
+        lost = subprocess.run(
+            command, env=env | {"RAY_AUTH_MODE": "token"}, capture_output=True, text=True, check=False
+        )
+        assert lost.returncode == 2 and "no authentication token was found" in lost.stderr, lost.stderr
+    finally:
+        cluster.terminate()
+        cluster.wait(30)
+        shutil.rmtree(folder)
 
 
 # ---- a real agent --------------------------------------------------------------------------------------------------

@@ -266,6 +266,9 @@ def test_a_search(agent: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
     assert grid.variants["default"] == [] and grid.flags == ["--sem"] and grid.tasks == ["a"]
     assert grid.variants["tuned"] == ["--lr", best["lr"], "--groups", best["groups"], "--act", best["act"]]
     assert set(grid.seeds) <= set(tune.REPORTING) and grid.scripts == {"fake": str(agent)}
+    where = ("gpus", "per_gpu", "slots", "threads")  # sizes and numbers depend on it
+    asked = sweep.config.parse(tune.Args, argv=words(agent)).args
+    assert [getattr(parsed.args, name) for name in where] == [getattr(asked, name) for name in where]
     assert "9 of 9 trials done" in out and "default" in out and err.count("trial 0  ") == 1
     assert status.main([str(agent.parent / "out")]) == 0
 
