@@ -51,7 +51,7 @@ from agents.episodes import EpisodeStats, evaluate
 from agents.film import filmed, rehearse
 from agents.mirror import asymmetry, symmetry_of, with_images
 from agents.origin import parse, start_from
-from agents.ranks import ALONE, Ranks, join
+from agents.ranks import ALONE, Ranks, join, started
 from agents.replay import ReplayBuffer
 from agents.run import EXIT_STATUS, Run, crossed, explain, share_run
 from envs.base import Step, VecEnv, spawn_seeds
@@ -770,6 +770,8 @@ def resolve(args: Args) -> Args:
         )
     if max(args.threads, args.env_threads) > 1024:
         raise ValueError(f"--threads {args.threads} --env-threads {args.env_threads}: both must be at most 1024")
+    ranks = Ranks(world=started())  # what does not divide is refused here, as early as all else
+    _ = ranks.share("--num-envs", args.num_envs), ranks.share("--batch-size", args.batch_size)
     if math.ceil(args.buffer_size / args.num_envs) < args.n_step:
         raise ValueError(
             f"--buffer-size {args.buffer_size}: with --num-envs {args.num_envs} and --n-step {args.n_step} it must be "

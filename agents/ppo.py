@@ -50,7 +50,7 @@ from agents.episodes import EpisodeStats, evaluate
 from agents.film import filmed, rehearse
 from agents.mirror import asymmetry, symmetry_of, with_images
 from agents.origin import parse, start_from
-from agents.ranks import ALONE, Ranks, join
+from agents.ranks import ALONE, Ranks, join, started
 from agents.run import EXIT_STATUS, Run, crossed, explain, share_run
 from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import ATARI, CLASSIC, DMC, GYM_MUJOCO, with_human
@@ -858,7 +858,8 @@ def resolve(args: Args) -> Args:
         raise ValueError(f"--threads {args.threads} --env-threads {args.env_threads}: both must be at most 1024")
     if not 0 <= args.gamma <= 1 or not 0 <= args.gae_lambda <= 1:
         raise ValueError(f"--gamma {args.gamma} --gae-lambda {args.gae_lambda}: both must be from 0 to 1")
-    rows = args.num_envs * args.num_steps
+    world = started()
+    rows = Ranks(world=world).share("--num-envs", args.num_envs) * args.num_steps
     if rows > 1 << 28:
         raise ValueError(
             f"--num-envs {args.num_envs} --num-steps {args.num_steps}: a rollout of {rows:,} frames, must be at most "
@@ -869,7 +870,8 @@ def resolve(args: Args) -> Args:
         near = sorted(sorted(divisors, key=lambda n: abs(n - args.num_minibatches))[:4])
         raise ValueError(
             f"--num-minibatches {args.num_minibatches}: must divide --num-envs {args.num_envs} times --num-steps "
-            f"{args.num_steps}, which is {rows}; the nearest that do are {', '.join(map(str, near))}"
+            f"{args.num_steps}{f' in each of {world} processes' * (world > 1)}, which is {rows}; the nearest that do "
+            f"are {', '.join(map(str, near))}"
         )
     if args.torso == "flashsac":
         raise ValueError(

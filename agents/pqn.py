@@ -49,7 +49,7 @@ from agents.compiled import TOLERANCE, Compiled
 from agents.episodes import EpisodeStats, evaluate
 from agents.film import filmed, rehearse
 from agents.origin import parse, start_from
-from agents.ranks import ALONE, Ranks, join
+from agents.ranks import ALONE, Ranks, join, started
 from agents.run import EXIT_STATUS, Run, crossed, explain, share_run
 from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import ATARI, CLASSIC, with_human
@@ -647,7 +647,8 @@ def resolve(args: Args) -> Args:
     for name in shares:
         if not 0 <= getattr(args, name) <= 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be from 0 to 1")
-    rows = args.num_envs * args.num_steps
+    world = started()
+    rows = Ranks(world=world).share("--num-envs", args.num_envs) * args.num_steps
     if rows > 1 << 28:
         raise ValueError(
             f"--num-envs {args.num_envs} --num-steps {args.num_steps}: a rollout of {rows:,} frames, must be at most "
@@ -658,7 +659,8 @@ def resolve(args: Args) -> Args:
         near = sorted(sorted(divisors, key=lambda n: abs(n - args.num_minibatches))[:4])
         raise ValueError(
             f"--num-minibatches {args.num_minibatches}: must divide --num-envs {args.num_envs} times --num-steps "
-            f"{args.num_steps}, which is {rows}; the nearest that do are {', '.join(map(str, near))}"
+            f"{args.num_steps}{f' in each of {world} processes' * (world > 1)}, which is {rows}; the nearest that do "
+            f"are {', '.join(map(str, near))}"
         )
     if args.sem and args.bottleneck not in ("auto", "sem"):
         raise ValueError(f"--sem --bottleneck {args.bottleneck}: --sem stands for --bottleneck sem, give one of them")

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import importlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -226,6 +227,8 @@ def judge(ended: Ended) -> tuple[str, str]:
             return "again", f"stopped by {said.get('why') or 'a signal'}, saved"
         if said.get("state") == "running" or str(said.get("why", "")).startswith("RankError"):
             return "again", f"one of its {job.ranks} processes has ended"
+        if not said and (number := _killed_torchrun(status.last_life(job.dir / "log.txt"))):  # before it wrote any
+            return "again", f"killed by {_signal_name(number)} while it started"
     if code == 0 and said.get("state") in ("running", "interrupted"):  # it never said that it was finished
         return "again", "exit status 0, but not finished"
     what = (
@@ -237,6 +240,13 @@ def judge(ended: Ended) -> tuple[str, str]:
 
 def _cannot_start(refused: OSError, job: Job) -> str:
     return f"cannot start it: {refused.strerror or refused} ({refused.filename or job.dir})"
+
+
+def _killed_torchrun(log: str) -> int:
+    """Number of the signal that ended torchrun, or the first of its processes that failed; 0 where none did."""
+    reasons = r"SignalException: Process \d+ got signal: (\d+)|Root Cause.*?exitcode\s*: (?:-(\d+))?"
+    found = re.search(reasons, log, re.DOTALL)
+    return int(found[1] or found[2] or 0) if found else 0
 
 
 def _signal_name(number: int) -> str:
@@ -646,6 +656,11 @@ class Ray(Engine):
         os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # it kills without a word, and without end
         self.ray: Any = extra("ray", "ray")
         if not self.ray.is_initialized():
+            if host := re.fullmatch(r"\[?([\w.:-]+)\]?:(\d{1,5})", address):  # Ray would try for minutes
+                try:
+                    socket.create_connection((host[1], int(host[2])), timeout=20).close()
+                except (OSError, OverflowError) as error:
+                    raise ValueError(f"no Ray cluster answers at {address}: {error}") from error
             options = {"log_to_driver": False, "include_dashboard": False, "configure_logging": False}
             try:
                 self.ray.init(address=address or None, **options)

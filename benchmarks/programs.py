@@ -6,6 +6,7 @@ that loads the program, answers and ends.
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,9 @@ def can_be_asked(script: str) -> bool:
     return settings and any(isinstance(node, ast.If) and "__name__" in ast.unparse(node.test) for node in body)
 
 
-def check(script: str, lines: Mapping[str, Sequence[str]], env: Mapping[str, str], here: bool) -> None:
+def check(
+    script: str, lines: Mapping[str, Sequence[str]], env: Mapping[str, str], here: bool, gpu: bool = False
+) -> None:
     """Let a program read command lines that it will get, in one process for all: a twentieth of a second for each.
 
     A program that is none of ours in shape is not asked: loading it might run it.
@@ -56,6 +59,7 @@ def check(script: str, lines: Mapping[str, Sequence[str]], env: Mapping[str, str
         lines: flags, by the name of who will get them.
         env: environment variables of the runs.
         here: whether they will run on this machine, so that devices and tasks can be looked up too.
+        gpu: whether they are to find a GPU there.
 
     Raises:
         ValueError: it refuses one; in its own words.
@@ -63,7 +67,8 @@ def check(script: str, lines: Mapping[str, Sequence[str]], env: Mapping[str, str
     if not can_be_asked(script):
         return
     code = "from benchmarks import programs; programs.answer()"
-    request = json.dumps({"script": script, "lines": {name: [*words] for name, words in lines.items()}, "here": here})
+    flags = {name: [*words] for name, words in lines.items()}
+    request = json.dumps({"script": script, "lines": flags, "here": here, "gpu": gpu})
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, input=request, env=dict(env))
     said = done.stdout.strip().splitlines()
@@ -83,7 +88,12 @@ def answer() -> None:
         if not asked["here"]:
             continue
         try:
+            device = getattr(args, "device", "")
             args = agent.resolve(args) if hasattr(agent, "resolve") else args
+            if asked["gpu"] and device == "auto" and args.device == "cpu":
+                raise ValueError(
+                    f"torch finds no GPU {os.environ.get('CUDA_VISIBLE_DEVICES')}; --gpus none for the CPU"
+                )
             if hasattr(agent, "envs"):  # else it has tasks of its own
                 agent.envs.find(args.env_id, getattr(args, "backend", "auto"), getattr(args, "device", "cpu"))
         except (ValueError, RuntimeError) as error:

@@ -113,7 +113,9 @@ def read_run(path: Path, name: str, metrics: Sequence[str]) -> Record | None:
     launch = read_json(path / "launch.json")
     words = [str(word) for word in manifest.get("argv") or launch.get("argv") or []]
     program = next((index for index, word in enumerate(words) if word.endswith(".py")), 0)
-    agent = str(manifest.get("agent") or (variant.partition("__")[0] if of_sweep else Path("".join(words[:1])).stem))
+    # In a sweep the program names it, also where its settings are another agent's.
+    own = manifest.get("agent") or Path("".join(words[program : program + 1])).stem
+    agent = variant.partition("__")[0] if of_sweep else str(own)
     state, why = read_state(path, bool(settings))
     record = Record(path, name, task, variant, agent, int(seed), state, why)
     record.planned = int(settings.get("total_timesteps") or 0)

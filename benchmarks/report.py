@@ -203,6 +203,7 @@ def sweep_commands(folders: Iterable[Path], again: bool = False) -> list[str]:
             cut = words.index("--") if "--" in words else len(words)
             if again and "--retry-failed" not in words[:cut]:
                 words.insert(cut, "--retry-failed")
+            words[0] = words[0] if again else "/".join(Path(words[0]).parts[-2:])
             for index, word in enumerate(words[:cut] if not again else []):
                 flag, equals, path = word.partition("=")
                 if flag == "--out" and equals and path.startswith("/"):
@@ -786,8 +787,10 @@ def out_folder(args: Args) -> Path:
         return args.out
     config.require(len(args.dirs) == 1, "say --out for a report on several folders")
     folder = args.dirs[0].resolve()
-    name = folder.stem if folder.is_file() else folder.name
-    return args.dirs[0] if (folder / "runs").is_dir() else folder.with_name(f"{name}-report")
+    if (folder / "runs").is_dir():
+        return args.dirs[0]
+    beside = folder.parent if (folder / "config.json").is_file() else folder  # its neighbours are runs too
+    return beside.with_name(f"{folder.stem if folder.is_file() else folder.name}-report")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -805,19 +808,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.fail(str(error))
     if args.overlay and not overlays:
         study.notes.append("No published curve is of these tasks.")
-    folder = out / "plots"
-    folder.mkdir(parents=True, exist_ok=True)
-    shown = plots(study, overlays)
-    for plot in shown:
-        save(plot, folder, args.title)
-    values = write_tidy(study, out / "results.csv")
-    write_summary(study, out / "summary.csv")
-    (out / "aggregate.json").write_text(json.dumps(aggregate(study), indent=2) + "\n")
-    write_tensorboard(study, out / "tb")
-    links = deep_links(study, args.dirs, out)
-    page = write_up(study, shown, deep_links(study, args.dirs, out, _beside(out)))
-    (out / "REPORT.md").write_text(page.markdown())
-    (out / "report.html").write_text(page.html(folder))
+    try:
+        folder = out / "plots"
+        folder.mkdir(parents=True, exist_ok=True)
+        shown = plots(study, overlays)
+        for plot in shown:
+            save(plot, folder, args.title)
+        values = write_tidy(study, out / "results.csv")
+        write_summary(study, out / "summary.csv")
+        (out / "aggregate.json").write_text(json.dumps(aggregate(study), indent=2) + "\n")
+        write_tensorboard(study, out / "tb")
+        links = deep_links(study, args.dirs, out)
+        page = write_up(study, shown, deep_links(study, args.dirs, out, _beside(out)))
+        (out / "REPORT.md").write_text(page.markdown())
+        (out / "report.html").write_text(page.html(folder))
+    except OSError as error:
+        config.fail(f"cannot write in {out}: {error.strerror or error}")
     words_of = [*verdict(study), _history(study), *study.notes, *links]
     print("\n".join(re.sub(r"\*\*|`", "", text) for text in words_of if text) + "\n")
     made = [many(len(shown), "plot"), many(len(study.runs), "run"), many(values, "evaluation")]

@@ -21,6 +21,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import sys
@@ -169,15 +170,28 @@ def _number(value: Any) -> Any:
     return value if isinstance(value, (int, float)) else 0
 
 
-def last_lines(log: Path, count: int) -> list[str]:
-    """The last lines of a log that are not blank."""
+def called(program: str) -> str:
+    """How a program of this checkout is called from where we are: by its place in the folder, or from the root on."""
+    path = Path(program).resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def last_life(log: Path) -> str:
+    """What is at the end of a log, since the process was last started."""
     try:
         with open(log, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-            text = file.read().decode(errors="replace")
+            file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16)))
+            text = file.read().decode(errors="replace").replace("\r", "\n")
     except OSError:
-        return []
-    return [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()][-count:]
+        return ""
+    return re.split(r"^\$ .*\n", text, flags=re.MULTILINE)[-1]
+
+
+def last_lines(log: Path, count: int) -> list[str]:
+    """The last lines of a log that are not blank, without what torchrun says when a process of its has failed."""
+    text = last_life(log)
+    own = re.split(r"^[WE]\d{4} \S+ \d+ torch/distributed/elastic/", text, maxsplit=1, flags=re.MULTILINE)[0]
+    return [line.rstrip() for line in (own if own.strip() else text).splitlines() if line.strip()][-count:]
 
 
 # ---- all of them -----------------------------------------------------------------------------------------------------
@@ -298,7 +312,7 @@ class Screen:
         lines = [f"{self.root}: {summary(runs)}", *table(runs)]
         room = max(size.lines - 2, 1)
         if len(lines) > room:
-            lines = [*lines[: room - 1], f"and {len(lines) - room + 1} more: python benchmarks/status.py {self.root}"]
+            lines = [*lines[: room - 1], f"and {len(lines) - room + 1} more: python {called(__file__)} {self.root}"]
         self.stream.write("".join(f"{line[: size.columns - 1]}\n" for line in lines))
         self.stream.flush()
         self._height = len(lines)
@@ -325,6 +339,7 @@ def listed_runs(root: Path) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; returns the exit status."""
     args = config.parse(Args, argv=argv).args
+    config.require(0 <= args.every < math.inf, f"--every {args.every}: must be seconds, 0 or above")
     root = Path(args.directory)
     keys = keys_of(root)
     config.require(bool(keys), f"{root} holds no sweep: there is no sweep.json, and nothing in {root / 'runs'}")

@@ -76,16 +76,20 @@ def read_references(path: Path) -> list[tuple[str, Reference]]:
     """Return patterns of tasks and their references.
 
     Raises:
-        ValueError: a scale is empty.
+        ValueError: a scale is empty, or the file is another table.
     """
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
     found = []
-    for row in rows:
-        reference = Reference(row["metric"], float(row["low"]), float(row["high"]), row["meaning"], row["source"])
-        if not reference.low < reference.high:
-            raise ValueError(f"{path}: {row['env_id']} has low {row['low']} and high {row['high']}")
-        found.append((row["env_id"], reference))
+    with open(path, newline="") as file:
+        for line, row in enumerate(csv.DictReader(file), 2):
+            try:
+                meaning, source = row["meaning"], row["source"]
+                reference = Reference(row["metric"], float(row["low"]), float(row["high"]), meaning, source)
+                found.append((row["env_id"], reference))
+            except (KeyError, TypeError, ValueError) as error:
+                columns = "env_id, metric, low, high, meaning and source, low and high being numbers"
+                raise ValueError(f"{path}, line {line}: expected {columns}") from error
+            if not -math.inf < reference.low < reference.high < math.inf:
+                raise ValueError(f"{path}: {row['env_id']} has low {row['low']} and high {row['high']}")
     return found
 
 
@@ -510,7 +514,10 @@ def read_overlay(path: Path, metric: Mapping[str, str]) -> list[Overlay]:
         for name, curve in levels.items():
             if not isinstance(curve, dict) or not {"env_step", "time", "return"} <= curve.keys():
                 raise ValueError(f"{path}: {theirs} lacks env_step, time or return")
-            columns = [np.array(curve[key], float) for key in ("env_step", "time", "return")]
+            try:
+                columns = np.array([curve[key] for key in ("env_step", "time", "return")], float)
+            except ValueError as error:
+                raise ValueError(f"{path}: {theirs}: env_step, time and return must be as many numbers each") from error
             real = (columns[0] > 0) | (columns[2] != 0)
             if task := same_task(theirs, metric):
                 found.append(Overlay(name, task, *(x[real] for x in columns)))

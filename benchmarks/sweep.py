@@ -230,7 +230,13 @@ def _variants(asked: Any) -> dict[str, list[str]]:
             raise ValueError(f"variant {name!r}: write it as name:flags, the name of letters, digits and . + - _")
     if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
         raise ValueError(f"two variants are called {twice[0]}")
-    return {name: shlex.split(flags) for name, flags in pairs}
+    found = {}
+    for name, flags in pairs:
+        try:
+            found[name] = shlex.split(flags)
+        except ValueError as error:
+            raise ValueError(f"variant {name}: {flags}: {error}") from error
+    return found
 
 
 def _seeds(asked: Any) -> list[int]:
@@ -379,13 +385,15 @@ def check_flags(jobs: Sequence[Job], args: Args, slots: Sequence[str]) -> None:
     """
     env = engines.environment(slots[0] if slots else "", args.threads or engines.cores(), Path())
     del env["TORCHINDUCTOR_CACHE_DIR"]
+    if args.ranks > 1:  # as torchrun says it to each of its processes
+        env |= {"TORCHELASTIC_RUN_ID": "asked", "WORLD_SIZE": str(args.ranks)}
     lines: dict[str, dict[str, list[str]]] = {}
     for job in jobs:
         words = job.argv(threads_of(args, slots))
         name = job.key.rpartition("/seed")[0]
         lines.setdefault(job.script, {}).setdefault(name, words[words.index(job.script) + 1 :])
     for script, own in lines.items():
-        programs.check(script, own, env, here=args.engine == "local")
+        programs.check(script, own, env, here=args.engine == "local", gpu=bool(slots and slots[0]))
 
 
 @contextmanager
@@ -419,7 +427,7 @@ def lock(root: Path) -> IO[str]:
     except BlockingIOError as error:
         file.seek(0)
         holder = file.read().strip() or "another process"
-        raise ValueError(f"{holder} works on {root} already; python benchmarks/status.py {root}") from error
+        raise ValueError(f"{holder} works on {root} already; python {status.called(status.__file__)} {root}") from error
     except OSError as error:
         print(f"{root}: no locks on this file system ({error}); start no second sweep there", file=sys.stderr)
     file.truncate(0)
@@ -520,7 +528,8 @@ def report(jobs: Sequence[Job], verdicts: Mapping[str, Verdict], root: Path) -> 
         print("\nThe same command goes on with what is unfinished.")
     print(f"learning curves  tensorboard --logdir {shlex.quote(str(root / 'runs'))}")
     print(f"seeds of a variant in one colour  {seeds_link(SEEDS_OF_SWEEP)}")
-    print(f"report           python benchmarks/report.py {shlex.quote(str(root))}")
+    report = shlex.quote(status.called(str(ROOT / "benchmarks" / "report.py")))
+    print(f"report           python {report} {shlex.quote(str(root))}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -531,6 +540,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parsed.args
     config.positive(args, "per_gpu", "ranks")
     config.require(min(args.slots, args.threads, args.retries) >= 0, "--slots, --threads and --retries: 0 or above")
+    config.require("out" not in parsed.explicit or bool(args.out.strip()), "--out is empty")
     root = Path(args.out or Path("runs") / (Path(args.suite).stem if args.suite else "sweep")).absolute()
     try:
         slots, kind = places(args)
@@ -541,7 +551,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dry_run:
             return rehearse(args, jobs, root, slots)
         with folder_of(root), lock(root):
-            return sweep(args, jobs, root, slots, kind, ["benchmarks/sweep.py", *words])
+            return sweep(args, jobs, root, slots, kind, [status.called(__file__), *words])
     except ValueError as error:
         config.fail(str(error))
     except OSError as error:

@@ -372,7 +372,7 @@ def history(trials: Sequence[Trial], seeds: Sequence[int], metric: str) -> Plot:
 
 def comparison(args: Args, best: Trial, flags: Sequence[str]) -> str:
     """Return the command of a sweep that compares a trial with the default settings on fresh seeds."""
-    words = ["python", "benchmarks/sweep.py", "--agents", args.agent, "--tasks", args.task]
+    words = ["python", status.called(sweep.__file__), "--agents", args.agent, "--tasks", args.task]
     words += ["--variants", "default:", f"tuned:{shlex.join(best.words)}", "--seeds", FRESH]
     beside = f"{args.out}-check"
     beside = os.path.relpath(beside) if Path(beside).is_relative_to(Path.cwd()) else beside
@@ -557,7 +557,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         space = ask(script, given, space, sorted(NO_VARIANT), env)
         Path(args.out).mkdir(parents=True, exist_ok=True)
         with sweep.lock(Path(args.out)):
-            return tune(args, script, space, flags, slots, ["benchmarks/tune.py", *words])
+            return tune(args, script, space, flags, slots, [status.called(__file__), *words])
     except ValueError as error:
         config.fail(str(error))
     except OSError as error:

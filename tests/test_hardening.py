@@ -39,7 +39,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 # ---- kills -----------------------------------------------------------------------------------------------------------
 
 KILLER = '''
-import csv, importlib, os, random, shutil, signal, sys, time
+import csv, importlib, json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
 from agents.checkpoint import newest_checkpoint, step_dirs
@@ -112,6 +112,8 @@ for turn in range(10**6):
             break
         saving = half_written(killed) - old
         kills["saving" if saving else "training" if step_dirs(killed) != before else "starting"] += 1
+        if (killed / "status.json").exists() and json.loads((killed / "status.json").read_text())["state"] == "done":
+            break  # it had only to exit
     code = end(start(*command, str(killed)))
     assert code in (0, 2), code  # 2: it was done already
     assert same(content(killed), content(whole)), (turn, kills)

@@ -228,6 +228,26 @@ def test_a_sweep_starts_runs_of_two_processes_and_goes_on_where_one_is_lost(tmp_
     assert {name for name in first if first[name] != again[name]} == {"total_timesteps", "run_dir"}
 
 
+def test_a_sweep_that_is_stopped_while_processes_start_goes_on(tmp_path: Path) -> None:
+    grid = ["--agents", "ppo", "--tasks", "PointMass-v0", "--seeds", "1", "--ranks", "2", "--gpus", "none"]
+    command = [sys.executable, "benchmarks/sweep.py", *grid, "--out", tmp_path / "out", "--", "--total-timesteps", 400]
+    run = tmp_path / "out" / "runs" / "PointMass-v0" / "ppo__default" / "seed1"
+    process = subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    def begun() -> bool:
+        launch = run / "launch.json"
+        pid = json.loads(launch.read_text())["pid"] if launch.exists() else None
+        return bool(pid and len(workers(pid)) == 2)
+
+    wait_until(begun, process)
+    process.send_signal(signal.SIGTERM)
+    code, out = finish(process)
+    assert code == 75 and not (run / "config.json").exists(), out
+    assert json.loads((run / "launch.json").read_text())["verdict"] != "failed", out
+    done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "1 of 1 done" in done.stdout, done.stdout
+
+
 def workers(torchrun: int) -> dict[str, int]:
     """Processes that a torchrun has started: rank -> process id."""
     started = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()

@@ -494,6 +494,16 @@ def test_agents_of_real_runs_are_told_apart(tmp_path: Path) -> None:
     assert study_of(tmp_path).variants == ["fastsac__x", "fasttd3__x"]
 
 
+def test_in_a_sweep_the_program_names_the_agent(tmp_path: Path) -> None:
+    for seed in (1, 2):  # a program of one's own whose settings are FastTD3's; the second seed has not begun
+        path = tmp_path / WALKER / "boom__off" / f"seed{seed}"
+        if seed == 1:
+            write_run(path, [1] * 10, agent="fasttd3", argv=["/x/boom.py"])
+        else:
+            never_started(path)
+    assert study_of(tmp_path).variants == ["boom__off"]
+
+
 def test_each_agent_is_compared_with_itself_without_sem(tmp_path: Path) -> None:
     for agent in ("fasttd3", "ppo"):
         for variant in ("plain", "actor", "both"):
@@ -708,11 +718,20 @@ def test_published_curves_are_drawn_as_far_as_ours_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["[1, 2]", '{"walker-walk": {"return": [1]}}', '{"walker-walk": [3]}', '{"a": {"b": 1}}', "{"]
+    "content",
+    [
+        '{"walker-walk": {"env_step": [1, 2], "time": [1], "return": [1, 2]}}',
+        '{"walker-walk": {"env_step": ["a"], "time": [1], "return": [1]}}',
+        "[1, 2]",
+        '{"walker-walk": {"return": [1]}}',
+        '{"walker-walk": [3]}',
+        '{"a": {"b": 1}}',
+        "{",
+    ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(ValueError, match=r"lacks|Expecting"):
+    with pytest.raises(ValueError, match=r"lacks|Expecting|as many numbers each"):
         study.read_overlay(tmp_path / "x.json", {WALKER: RETURN})
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="lacks the columns exp_name"):
@@ -1205,6 +1224,11 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "--reps 0" in fails([str(tmp_path / "a"), "--reps", "0"], capsys)
     assert "--at -1" in fails([str(tmp_path / "a"), "--at", "-1"], capsys)
     (tmp_path / "refs.csv").write_text("env_id,metric,low,high,meaning,source\nA,episodic_return,1,1,x,y\n")
+    for text in ("a,b\n1,2\n", "env_id,metric,low,high,meaning,source\nA,x,one,2,,\n", "env_id,metric,low\nA,x\n"):
+        (tmp_path / "table.csv").write_text(text)
+        line = fails([str(tmp_path / "a"), "--references", str(tmp_path / "table.csv")], capsys)
+        assert "table.csv, line 2: expected env_id, metric, low, high" in line
+    assert "cannot write in /proc/x: " in fails([str(tmp_path / "a"), "--out", "/proc/x"], capsys)
     assert "A has low 1 and high 1" in fails([str(tmp_path / "a"), "--references", str(tmp_path / "refs.csv")], capsys)
     assert not (tmp_path / "a-report").exists()
 
@@ -1215,6 +1239,10 @@ def test_the_report_of_plain_runs_goes_beside_them(tmp_path: Path) -> None:
     (swept / "runs").mkdir(parents=True)
     assert report.out_folder(Args(dirs=(runs,))) == tmp_path / "runs.old-report"
     assert report.out_folder(Args(dirs=(swept,))) == swept
+    one = runs / "one"
+    one.mkdir()
+    (one / "config.json").write_text("{}")
+    assert report.out_folder(Args(dirs=(one,))) == tmp_path / "one-report"  # not beside it, among the runs
     assert report.out_folder(Args(dirs=(runs, swept), out=Path("x"))) == Path("x")
     (tmp_path / "results.csv").touch()
     assert report.out_folder(Args(dirs=(tmp_path / "results.csv",))) == tmp_path / "results-report"

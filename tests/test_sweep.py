@@ -448,6 +448,8 @@ def test_flags_are_compared_by_what_they_mean() -> None:
         (["--tasks", "a", "--gpus", "0,0"], "--per-gpu says how many runs share a GPU"),
         (["--tasks", "a", "--gpus", "0,,1"], "--gpus 0,,1"),
         (["--taks", "a"], "did you mean --tasks?"),
+        (["--tasks", "a", "--out", ""], "--out is empty"),
+        (["--tasks", "a", "--variants", 'on:--lr "1'], 'variant on: --lr "1: No closing quotation'),
         (["missing.toml"], "missing.toml"),
     ],
 )
@@ -491,9 +493,32 @@ def test_tasks_are_refused_before_anything_starts(tmp_path: Path, capfd: pytest.
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("--gpus none --ranks 3 -- --num-envs 16", "--num-envs 16: must be a multiple of the 3 processes"),
+        ("--gpus none --ranks 3 -- --num-envs 3 --batch-size 256", "--batch-size 256: must be a multiple of the 3"),
+        (
+            "--gpus none --ranks 2 --agents ppo -- --num-envs 4 --num-steps 3 --num-minibatches 4",
+            "--num-envs 4 times --num-steps 3 in each of 2 processes, which is 6; the nearest that do are 1, 2, 3, 6",
+        ),
+        ("--gpus 99", "torch finds no GPU 99; --gpus none for the CPU"),
+    ],
+)
+def test_what_processes_and_gpus_cannot_do_is_refused_before_anything_starts(
+    arguments: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engines, "missing_gpus", lambda names: [])  # as where there is no nvidia-smi
+    grid = ["--tasks", "PointMass-v0", "--seeds", "1", "--out", str(tmp_path / "out"), *arguments.split()]
+    assert line in refusal(grid, capfd)
+    assert not list(tmp_path.iterdir())
+
+
 def test_each_agent_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(programs, "check", lambda script, lines, env, here: asked.append((script, lines, env, here)))
+    monkeypatch.setattr(
+        programs, "check", lambda script, lines, env, here, gpu: asked.append((script, lines, env, here))
+    )
     script = tmp_path / "asked.py"
     script.write_text(ASKED)
     grid = ["--agents", str(script), "ppo", "--tasks", "A-v0", "--variants", "a:", "b:--sem", "--seeds", "1-3"]
@@ -576,6 +601,56 @@ def test_verdicts(tmp_path: Path) -> None:
     assert verdict(None, state="failed", why="boom", time=now - 1)[0] == "again"  # of the life before
     (run.dir / "log.txt").write_text("first\n\nImportError: no module named x\n\n")
     assert verdict(1) == ("failed", "exit status 1: ImportError: no module named x")
+
+
+TORCHRUN = """
+$ python -m torch.distributed.run --standalone --nproc-per-node 2 agents/ppo.py
+ValueError: of the life before
+$ python -m torch.distributed.run --standalone --nproc-per-node 2 agents/ppo.py
+W1122 15:50:15.693000 4813 torch/distributed/run.py:874] ***
+{said}W1122 15:50:31.512000 4813 torch/distributed/elastic/multiprocessing/api.py:1028] closing signal
+E1122 15:50:31.626000 4813 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: {code})
+Traceback (most recent call last):
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+Failures:
+[1]:
+  exitcode  : -15 (pid: 4833)  (SIGTERM)
+------------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  exitcode  : {code} (pid: 4835)
+============================================================
+"""
+SIGNALLED = "torch.distributed.elastic.multiprocessing.api.SignalException: Process 26611 got signal: 15\n"
+
+
+def test_what_torchrun_says_of_its_processes(tmp_path: Path) -> None:
+    run = job(tmp_path, ranks=2)
+    run.dir.mkdir(parents=True)
+    (run.dir / "launch.json").write_text(json.dumps({"started": time.time()}))
+
+    def verdict(log: str, **said: Any) -> tuple[str, str]:
+        (run.dir / "log.txt").write_text(log)
+        (run.dir / "status.json").write_text(json.dumps({"time": time.time() - 100, **said}))  # of the life before
+        return engines.judge(Ended(run, 1))
+
+    again = "again", "killed by SIGTERM while it started"
+    assert verdict(SIGNALLED) == again and verdict(SIGNALLED, state="failed", why="boom") == again
+    assert verdict(TORCHRUN.format(said="", code=-9)) == ("again", "killed by SIGKILL while it started")
+    refused = TORCHRUN.format(said="error in process 1: no such task\n", code=2)
+    assert verdict(refused) == ("failed", "exit status 1: error in process 1: no such task")
+    assert status.last_lines(run.dir / "log.txt", 3)[-1] == "error in process 1: no such task"
+    assert "of the life before" not in "".join(status.last_lines(run.dir / "log.txt", 9))
+    last = verdict(TORCHRUN.format(said="", code=2), time=time.time() + 1, state="failed", why="boom")
+    assert last == ("failed", "exit status 1: boom")
+
+
+def test_programs_are_called_by_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert status.called(sweep.__file__) == "benchmarks/sweep.py"
+    monkeypatch.chdir(tmp_path)
+    assert status.called(sweep.__file__) == str(ROOT / "benchmarks" / "sweep.py")
 
 
 def test_exit_statuses_may_be_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1492,7 +1567,7 @@ def test_engines_say_what_they_lack(
 
 
 @pytest.mark.parametrize(
-    ("resources", "line"), [({}, "has no GPU: --gpus none"), (None, "no Ray cluster answers at x:1")]
+    ("resources", "line"), [({}, "has no GPU: --gpus none"), (None, "no Ray cluster answers at x: refused")]
 )
 def test_a_sweep_that_ray_refuses_leaves_nothing(
     resources: dict[str, float] | None,
@@ -1520,12 +1595,21 @@ def test_a_sweep_that_ray_refuses_leaves_nothing(
     assert sweep.main(words(agent)) == 0
     before = {path: path.read_bytes() for path in agent.parent.rglob("*") if path.is_file()}
     monkeypatch.setitem(sys.modules, "ray", Ray)
-    on_ray = ("--engine", "ray", "--gpus", "any", "--ray-address", "x:1")
+    on_ray = ("--engine", "ray", "--gpus", "any", "--ray-address", "x")
     new = [str(agent.parent / "new" / "out") if x == str(agent.parent / "out") else x for x in words(agent, *on_ray)]
     for arguments in (new, words(agent, *on_ray, "--mismatch", "keep", seeds="1-2")):
         assert line in refusal(arguments, capfd, lines=1 if arguments is new else 2)
     assert {path: path.read_bytes() for path in agent.parent.rglob("*") if path.is_file()} == before
     assert not (agent.parent / "new").exists()
+
+
+def test_where_no_cluster_is_that_is_said_at_once(agent: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray")
+    for address, why in (("127.0.0.1:1", "refused"), ("nowhere.invalid:6379", "nown")):
+        new = words(agent, "--engine", "ray", "--ray-address", address, "--gpus", "none")
+        line = refusal(new, capfd)
+        assert f"no Ray cluster answers at {address}: " in line and why in line
+    assert not (agent.parent / "out").exists()
 
 
 def test_a_cluster_that_wants_a_token_says_how(tmp_path: Path, agent: Path) -> None:
