@@ -136,8 +136,8 @@ def draw_task(
                 seen.append(values_at(run, curve.x, wall))
                 if len(run.data.steps) and run.axis(wall)[-1] <= right:
                     axes.plot(run.axis(wall)[-1] / unit, run.data.values[-1], "x", color=colour, markeredgewidth=1.6)
-    for run in study.runs:
-        if run.task == task and math.isnan(run.score) and run.state != "done" and len(run.data.steps):
+    for run in study.pending:
+        if run.task == task and len(run.data.steps):
             axes.plot(
                 run.axis(wall) / unit, run.data.values, color=study.colours[run.variant], linestyle=":", linewidth=1.2
             )
@@ -201,7 +201,7 @@ def curve_plot(study: Study, overlays: Sequence[Overlay], wall: bool) -> Plot:
         said.append(f"Thin lines: single seeds, where they are fewer than {BAND_FROM} and a band would say little.")
     if any(run.state in FAILED for cell in study.cells.values() for run in cell):
         said.append("x: a run failed here; dashed, its last value counts from there on.")
-    if study.counts().keys() - {"done", "failed"}:
+    if any(len(run.data.steps) for run in study.pending):
         said.append("Dotted: a run that is not finished, and not in the mean.")
     if wall:
         sessions = [x for folder in study.folders for x in read_json(folder / "sweep.json").get("sessions") or []]

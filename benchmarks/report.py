@@ -124,9 +124,10 @@ def verdict(study: Study) -> list[str]:
     """Return what was found, a paragraph for each comparison, and how many runs failed."""
     counts = study.counts()
     said = []
-    unfinished = counts.total() - counts["done"] - counts["failed"]
-    if unfinished:
-        said.append(f"**Preliminary**: {unfinished} of {counts.total()} runs are not finished and have no score yet.")
+    if study.pending:
+        said.append(
+            f"**Preliminary**: {len(study.pending)} of {counts.total()} runs are not finished and have no score yet."
+        )
     said += [_compare(study, pair) for pair in study.comparisons]
     if not any(study.shared(pair) for pair in study.comparisons):
         for (task, variant), cell in study.cells.items():

@@ -183,7 +183,7 @@ class Study:
             elif len(names) > 1:
                 text = "no differences are shown, since " + ("several variants have" if against else "no variant has")
                 self._notes[f"{text} SEM off; say --baseline VARIANT"].append(agent or "all")
-        return pairs
+        return list(dict.fromkeys(pairs))  # the agent of a run in a table is not known: a variant can be of both
 
     def _choose_budget(self, task: str) -> int:
         """Frames at which the variants of a task are compared: what most runs of the shortest one were planned for."""
@@ -218,6 +218,11 @@ class Study:
         budget = self.budget[run.task]
         reached = len(run.data.steps) > 0 and run.data.steps[-1] >= budget
         return bool(reached or (run.state == "done" and SLACK * (run.planned or budget) >= budget))
+
+    @cached_property
+    def pending(self) -> list[Record]:
+        """Runs that have no score yet. One that goes on, or was stopped, beyond the frames that are compared has it."""
+        return [run for run in self.runs if run.state not in (*FAILED, "done") and math.isnan(run.score)]
 
     def scores(self, task: str, variant: str) -> Array:
         """Return the scores of the runs of a cell, by seed."""

@@ -522,6 +522,43 @@ def toy_table() -> str:
     return "\n".join(out)
 
 
+CONTROLS = {
+    "ppo__relu": "plain",
+    "ppo__sem": "with SEM, L=2, V=32",
+    "ppo__actor": "with SEM in the actor alone",
+    "ppo__critic": "with SEM in the critic alone",
+    "ppo__sem-tau0.3": "with SEM at tau=0.3",
+    "ppo__sem-narrow": "with SEM, L=2, V=8",
+    "ppo__layernorm": "with LayerNorm alone",
+    "ppo__narrow": "as narrow as L=2, V=8",
+    "ppo__single": "with one softmax over the layer",
+}
+
+
+def control_table() -> str:
+    """Return after how many frames PPO with each block was there, from the results of controls-small and Acrobot."""
+    seeds: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for name in ("controls-small/results", "acrobot-ppo"):
+        with open(RESULTS / f"{name}.csv", newline="") as file:
+            for row in csv.DictReader(file):
+                cell = seeds[row["exp_name"], row["env_name"]]
+                cell[row["seed"]].append((float(row["env_step"]), float(row["value"])))
+
+    def words(variant: str, task: str, goal: float) -> str:
+        if not (cell := seeds.get((variant, task))):
+            return ""
+        at = sorted(next((step for step, x in sorted(run) if x >= goal), math.inf) for run in cell.values())
+        assert len(at) == 5, (variant, task)
+        said = ["never" if math.isinf(step) else f"{step:,.0f}" for step in at]
+        return f"{said[2]} [{said[0]}, {said[-1]}]"
+
+    out = ["| PPO | Acrobot-v1 at -100 | CartPole-v1 at 500 |", "|---|---|---|"]
+    out += [
+        f"| {text} | {words(x, 'Acrobot-v1', -100)} | {words(x, 'CartPole-v1', 500)} |" for x, text in CONTROLS.items()
+    ]
+    return "\n".join(out)
+
+
 def ratio(of: dict[str, float]) -> str:
     low, high = (of["min"], of["max"]) if "min" in of else (of["low"], of["high"])
     return f"{of['ratio']:.2f} [{low:.2f}, {high:.2f}]"
@@ -641,6 +678,7 @@ def own_task(module: str) -> str:
 
 TABLES = {
     **{"flags": flag_table, "presets": preset_table, "results": result_table, "toy": toy_table, "cost": cost_table},
+    **{"controls": control_table},
     **{"coverage": coverage_table, "bootstrap": bootstrap_table, "report": report_table, "own": own_task},
     **{"native": native_table, "adapters": adapter_table, "parts": parts_table},
 }
@@ -682,7 +720,7 @@ def test_a_stale_table_is_seen() -> None:
 @cache
 def intervals() -> set[str]:
     """Return each score and ratio in benchmarks/results, as pages write them: `958 [956, 961]`, `0.26 [0.24, 0.27]`."""
-    found = set()
+    found = set(re.findall(r"(?<=\| )[\d,]+ \[[\d,]+, [\d,]+\]", control_table()))
     for path in RESULTS.glob("*-*.csv"):
         found |= set(re.findall(r"(?<=\| )[\d,]+ \[-?[\d,]+, -?[\d,]+\]", result_table(path.stem, "0")))
     for path in RESULTS.glob("*.json"):

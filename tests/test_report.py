@@ -400,7 +400,7 @@ def test_unfinished_runs_have_no_score_and_are_named(tmp_path: Path) -> None:
     found = study_of(tmp_path)
     assert found.scores(WALKER, "fasttd3__off").tolist() == [500, 600, 900]
     page = report.write_up(found, [], []).markdown()
-    assert "**Preliminary**: 2 of 4 runs" in page and "/seed3: interrupted, 500 of 1,000 frames" in page
+    assert "**Preliminary**: 1 of 4 runs" in page and "/seed3: interrupted, 500 of 1,000 frames" in page
     early = study_of(tmp_path, at=500)
     assert early.scores(WALKER, "fasttd3__off").tolist() == [500, 600, 900, 900], "all have come that far"
 
@@ -492,6 +492,22 @@ def test_agents_of_real_runs_are_told_apart(tmp_path: Path) -> None:
         words += ["--run-dir", str(tmp_path / agent), "--quiet"]
         subprocess.run([sys.executable, f"agents/{agent}.py", *words], cwd=ROOT, capture_output=True, check=True)
     assert study_of(tmp_path).variants == ["fastsac__x", "fasttd3__x"]
+
+
+def test_runs_that_have_reached_the_frames_compared_are_no_preliminary_ones(tmp_path: Path) -> None:
+    for variant in ("off", "on"):
+        run = write_run(tmp_path / variant, [1, 2, 3, 4, 5], variant=variant, state="interrupted")
+    table = tmp_path / "x.csv"  # the same once more, as a table
+    report.write_tidy(study_of(tmp_path / "off", tmp_path / "on", at=500), table)
+    assert "Preliminary" in verdict_of(tmp_path / "off", tmp_path / "on") and run.exists()
+    text = verdict_of(tmp_path / "off", tmp_path / "on", at=500)
+    assert "Preliminary" not in text and text.count("on** against **off") == 1
+    text = verdict_of(table, tmp_path / "off", tmp_path / "on", at=500)
+    assert text.count("on** against **off") == 1, text
+
+
+def verdict_of(*dirs: Path, **options: Any) -> str:
+    return "\n".join(report.verdict(study_of(*dirs, **options)))
 
 
 def test_in_a_sweep_the_program_names_the_agent(tmp_path: Path) -> None:
