@@ -522,6 +522,37 @@ def toy_table() -> str:
     return "\n".join(out)
 
 
+MEASURES = {
+    "effective_rank": ("effective rank", ".1f"),
+    "feature_norm": ("norm of the features", ".2f"),
+    "gini": ("sparsity (Gini)", ".2f"),
+    "dormant": ("dormant units", ".0%"),
+}
+
+
+def diagnostics_table() -> str:
+    """Return the last layer's diagnostics without SEM, with it in the actor and in both, from diagnostics.csv."""
+    seeds: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    with open(RESULTS / "diagnostics.csv", newline="") as file:
+        for row in csv.DictReader(file):  # the last tenth of the frames
+            variant = row["exp_name"].removeprefix("fasttd3__")
+            seeds[row["env_name"], row["metric"].removeprefix("repr/"), variant, row["seed"]].append(
+                float(row["value"])
+            )
+    out = ["| task, network | | off | SEM in the actor | in both |", "|---|---|---|---|---|"]
+    for net in ("actor", "critic"):
+        for task in ("WalkerWalk-v1", "CheetahRun-v1"):
+            for name, (words, digits) in MEASURES.items():
+                cells = []
+                for variant in ("sem-off", "sem-actor", "sem-on"):
+                    key = (task, f"{net}_{name}", variant)
+                    means = sorted(statistics.mean(x) for of, x in seeds.items() if of[:3] == key)
+                    assert len(means) == 5, key
+                    cells.append(f"{statistics.mean(means):{digits}} ({means[0]:{digits}} to {means[-1]:{digits}})")
+                out.append(f"| {task}, {net} | {words} | {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
 CONTROLS = {
     "ppo__relu": "plain",
     "ppo__sem": "with SEM, L=2, V=32",
@@ -678,7 +709,7 @@ def own_task(module: str) -> str:
 
 TABLES = {
     **{"flags": flag_table, "presets": preset_table, "results": result_table, "toy": toy_table, "cost": cost_table},
-    **{"controls": control_table},
+    **{"controls": control_table, "diagnostics": diagnostics_table},
     **{"coverage": coverage_table, "bootstrap": bootstrap_table, "report": report_table, "own": own_task},
     **{"native": native_table, "adapters": adapter_table, "parts": parts_table},
 }
