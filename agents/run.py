@@ -19,7 +19,7 @@ it has saved stays as it is, and `--resume` goes on from there once there is roo
 In the directory `{env_id}__{exp_name}__{seed}__{time}/`:
 
     config.json     every setting, resolved
-    manifest.json   agent, versions, git revision, hardware, command line; one entry more for each resume
+    manifest.json   agent, versions, git revision, hardware, processes, command line; one entry more for each resume
     status.json     {"state": "running" | "done" | "interrupted" | "failed", "step", "why", ...}, replaced atomically.
                     "running" while nobody holds the lock means killed
     result.json     where a run is done: its last evaluation, frames, seconds
