@@ -147,12 +147,16 @@ class CannotExport(RunError):
 def to_task(env: VecEnv, action: Tensor) -> np.ndarray:
     """Return actions [B, A] or [B] of the contract as the task receives them: clipped, in its own units and precision.
 
-    An environment that is no adapter of an engine has the contract's range, [-1, 1], as its own.
+    An environment that says nothing of its units has the contract's range, [-1, 1], as its own.
     """
     own: Callable[[np.ndarray], np.ndarray] | None = getattr(env, "_to_engine", None)
     if own is not None:
         return own(action.numpy())
-    return action.numpy() if isinstance(env.action_space, Discrete) else action.clamp(-1, 1).numpy()
+    if isinstance(env.action_space, Discrete):
+        return action.numpy()
+    low, high = env.action_bounds or (-1.0, 1.0)
+    clipped = action.clamp(-1, 1).double().numpy()
+    return ((high + low) / 2 + (high - low) / 2 * clipped).astype(np.float32)
 
 
 def control_dt(env: VecEnv) -> float | None:

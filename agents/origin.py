@@ -1,10 +1,12 @@
 """What a new run starts from: networks and normalisers of another run of the same agent, on its task or on another one.
 
-Or of a run of the authors' FastTD3, whose file is named instead of a directory: `agents/published.py`.
+Or of a run of the authors' FastTD3 or of CleanRL's PPO, whose file is named instead of a directory:
+`agents/published.py`.
 
     python agents/fasttd3.py --env-id WalkerRun-v1 --init-from runs/RUN_DIR
     python agents/fasttd3.py --env-id WalkerRun-v1 --init-from runs/RUN_DIR/checkpoints/step_000000080000
     python agents/fasttd3.py --env-id h1hand-walk-v0 --init-from models/h1hand-walk-v0__FastTD3__1_final.pt
+    python agents/ppo.py --env-id Hopper-v4 --init-from runs/Hopper-v4__ppo__1__17/ppo_continuous_action.cleanrl_model
 
 The settings that say what the networks compute come along and stand where a preset would; a flag that contradicts one
 of them is refused. Optimisers, replay, exploration and schedules start afresh. The manifest notes the source, and a
@@ -23,9 +25,11 @@ from torch import Tensor, nn
 
 from agents import config
 from agents.checkpoint import Checkpoint, RunArgs, RunError, newest_checkpoint, open_checkpoint, read_args, read_json
-from agents.published import Published, read_fasttd3
+from agents.published import Published
+from agents.published import read as read_published
 from agents.ranks import Ranks
 from agents.run import agent_name, goes_on
+from envs.base import VecEnv
 
 NETWORKS = (
     *("actor_hidden", "critic_hidden", "layer_norm", "activation", "share_hidden", "init_std", "state_dependent_std"),
@@ -37,8 +41,6 @@ NETWORKS = (
 """settings of all agents that say what networks and normalisers compute"""
 OF_EACH_ENVIRONMENT = ("reward_scale.running",)
 """what of the normalisers belongs to episodes under way, and starts afresh"""
-LACKING = ("reward_scale.",)
-"""what files of other code do not have"""
 
 
 class StartArgs(RunArgs, Protocol):
@@ -88,9 +90,7 @@ def find(path: Path, args_class: type[A]) -> Origin:
         RunError: there is none, or it is of another agent or version.
     """
     if path.is_file():
-        if agent_name(args_class) != "fasttd3":
-            raise RunError(f"--init-from {path}: a file is a checkpoint of FastTD3, for agents/fasttd3.py")
-        published = read_fasttd3(path)
+        published = read_published(path, agent_name(args_class))
         return Origin(path, None, published.task, published.settings, published)
     step_dir = path if (path / "meta.json").is_file() else None
     run_dir = path.resolve().parents[1] if step_dir else path
@@ -146,8 +146,10 @@ def spell(name: str, value: Any) -> str:
     return " ".join([f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))])
 
 
-def start_from(args: StartArgs, agent: Agent) -> dict[str, Any] | None:
+def start_from(args: StartArgs, agent: Agent, env: VecEnv) -> dict[str, Any] | None:
     """Give an agent the networks and normalisers of another run; returns what the manifest says about it.
+
+    `env` is what it is going to act in.
 
     Does nothing and returns None where a run is to start from scratch, or goes on in its own directory.
 
@@ -160,7 +162,8 @@ def start_from(args: StartArgs, agent: Agent) -> dict[str, Any] | None:
     origin = find(Path(args.init_from), type(args))
     theirs, record = read(origin, agent)
     mine = agent.modules.state_dict()
-    afresh = [name for name in mine if name in OF_EACH_ENVIRONMENT or (origin.published and name.startswith(LACKING))]
+    lacking = origin.published.lacking if origin.published is not None else ()
+    afresh = [name for name in mine if name in OF_EACH_ENVIRONMENT or name.startswith(lacking)]
     theirs = {**theirs, **{name: mine[name] for name in afresh}}
     for name in [*mine, *theirs]:
         here, there = (tuple(x[name].shape) if name in x else None for x in (mine, theirs))
@@ -172,8 +175,27 @@ def start_from(args: StartArgs, agent: Agent) -> dict[str, Any] | None:
             )
         if not bool(theirs[name].isfinite().all()):
             raise ValueError(f"--init-from {args.init_from}: {name} is not finite, that run has diverged")
+    if agent.ranks.first and any(name.startswith("obs_norm.") for name in afresh):
+        print(f"{args.init_from} has no statistics of observations: they start afresh", file=sys.stderr)
+    if origin.published is not None and origin.published.own_units:
+        theirs = in_range(theirs, env)
     agent.modules.load_state_dict(theirs)
     return {**record, "task": origin.task, "settings": origin.settings}
+
+
+def in_range(modules: Mapping[str, Tensor], env: VecEnv) -> Mapping[str, Tensor]:
+    """Return the networks of a policy that gives actions in the task's own units, changed to give them in [-1, 1]."""
+    if env.action_bounds is None:
+        return modules
+    bias = modules["actor.head.bias"]
+    low, high = (torch.from_numpy(bound).to(bias.device, torch.float64) for bound in env.action_bounds)
+    reach = (high - low) / 2
+    changed = {
+        "actor.head.weight": modules["actor.head.weight"] / reach[:, None],
+        "actor.head.bias": (bias - (high + low) / 2) / reach,
+        "actor.log_std": modules["actor.log_std"] - reach.log(),
+    }
+    return {**modules, **{name: x.float() for name, x in changed.items()}}
 
 
 def read(origin: Origin, agent: Agent) -> tuple[Mapping[str, Tensor], dict[str, Any]]:

@@ -96,8 +96,8 @@ class Args:
     """run directory to continue from its last good checkpoint; settings come from there, and of the flags only
     --total-timesteps, --quiet, --keep-checkpoints, --threads, --env-threads and --device may be given anew"""
     init_from: str | None = None
-    """run directory, or one of its checkpoints, whose networks and normalisers a new run starts from, on this task or
-    another; the settings that shape them come along"""
+    """run directory, one of its checkpoints, or a file that `agents/published.py` can read, whose networks and
+    normalisers a new run starts from, on this task or another; the settings that shape them come along"""
     device: str = "auto"
     """where the learner lives: auto (cuda if there is one), cpu, cuda, cuda:1"""
     size: Literal["auto", "small", "reference"] = "auto"
@@ -822,7 +822,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.sem and not asked.sem and "sem" in parsed.explicit:
                 raise ValueError("--no-sem --bottleneck sem: --sem stands for --bottleneck sem, give one of them")
             built = build(args, ranks)  # before there is a run directory: bad input leaves nothing behind
-            origin = start_from(args, built[0])
+            origin = start_from(args, built[0], built[-2])
             start = partial(
                 Run.start,
                 built[0].args,

@@ -1,11 +1,18 @@
-"""What other code has published, as the agents here name it: checkpoints of github.com/younggyoseo/FastTD3.
+"""What other code has published, as the agents here name it: one file, for `--init-from`.
 
-Its `save_params` writes one file with actor, critics, their targets, normalisers and settings. The networks are layer
-for layer those of `agents/fasttd3.py` with three hidden layers, each half as wide as the one before, with SEM or
-without. What the file lacks, the optimisers and the scale of rewards, starts afresh.
+1. Of github.com/younggyoseo/FastTD3, for `agents/fasttd3.py`. Its `save_params` writes actor, critics, their targets,
+   normalisers and settings. The networks are layer for layer those here with three hidden layers, each half as wide as
+   the one before, with SEM or without.
+2. Of github.com/vwxyzjn/cleanrl, for `agents/ppo.py`: `*.cleanrl_model` as `ppo_continuous_action.py --save-model`
+   writes it, and `torch.save(agent.state_dict(), FILE)` in its `ppo.py` and `ppo_atari_envpool.py`. There are weights
+   in it and nothing else: the statistics of observations, without which a continuous policy does not do what it has
+   learned, are lost there, and start afresh here.
+
+Optimisers and the scale of rewards start afresh too. CleanRL's TD3, SAC and DQN have networks that no agent here has.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -32,6 +39,38 @@ class Published(NamedTuple):
     """those of our agent that shape its networks"""
     modules: dict[str, Tensor]
     """networks and normalisers by our names; what the file lacks is not there"""
+    lacking: tuple[str, ...] = ("reward_scale.",)
+    """how the names begin that the file does not have, and that start afresh"""
+    own_units: bool = False
+    """the policy's actions are in the task's units, not in [-1, 1]"""
+
+
+def read(path: Path, agent: str | None) -> Published:
+    """Return what is in a file that an agent can start from.
+
+    Raises:
+        RunError: the agent can start from no file, or not from this one.
+    """
+    if agent not in READERS:
+        whose = " and ".join(f"{name} for agents/{ours}.py" for ours, (name, _) in READERS.items())
+        raise RunError(f"{path} is a file: {whose} can be read, agents/{agent}.py starts from a run directory")
+    return READERS[agent][1](path)
+
+
+def load(path: Path) -> Any:
+    """Return the content of a file of tensors and plain values.
+
+    Raises:
+        RunError: it is none, or holds more.
+    """
+    try:
+        with disk(f"read {path}"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, EOFError, RuntimeError) as error:
+        raise RunError(f"{path} cannot be read: {error}".partition("\n")[0]) from error
+
+
+# ---- FastTD3 ---------------------------------------------------------------------------------------------------------
 
 
 def read_fasttd3(path: Path) -> Published:
@@ -40,11 +79,7 @@ def read_fasttd3(path: Path) -> Published:
     Raises:
         RunError: it is none, holds more than tensors and plain values, or has networks that are not ours.
     """
-    try:
-        with disk(f"read {path}"):
-            file = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, EOFError, RuntimeError) as error:
-        raise RunError(f"{path} cannot be read: {error}".partition("\n")[0]) from error
+    file = load(path)
     wanted = ("actor_state_dict", "qnet_state_dict", "qnet_target_state_dict", "args")
     if not isinstance(file, Mapping) or not all(isinstance(file.get(name), Mapping) for name in wanted):
         raise RunError(f"{path} is no checkpoint of FastTD3: it lacks one of {', '.join(wanted)}")
@@ -133,3 +168,105 @@ def normaliser(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "mean": mean.float(),
         "scale": 1 / (deviation.float() + NORM_EPS),
     }
+
+
+# ---- CleanRL ---------------------------------------------------------------------------------------------------------
+
+LAYER = re.compile(r"(network|critic|actor|actor_mean)\.(?:([0-9]+)\.)?(weight|bias)")
+CONVOLUTIONS = {"network.0": (8, 8), "network.2": (4, 4), "network.4": (3, 3)}
+"""of their Atari network, with the size of the kernel"""
+
+
+def read_cleanrl(path: Path) -> Published:
+    """Return what is in a file with the networks of CleanRL's PPO: continuous, discrete, or of images.
+
+    Which settings they were trained with is not in it: hidden layers of vectors are taken to have tanh, as theirs have,
+    and continuous policies to see normalised observations.
+
+    Raises:
+        RunError: it is none, holds more than tensors, or has networks that are not ours.
+    """
+    file = load(path)
+    if isinstance(file, list | tuple):
+        raise RunError(
+            f"{path} holds {len(file)} networks, as CleanRL's TD3 and DDPG write them: agents/ppo.py can start from "
+            "its PPO alone, and critics that give a number for an action are no agent's here"
+        )
+    if not isinstance(file, Mapping) or not all(isinstance(x, Tensor) for x in file.values()):
+        raise RunError(f"{path} is no checkpoint of CleanRL's PPO: it is not the state_dict() of its networks")
+    state = {name: x.float() for name, x in uncompiled(file).items()}
+    log_std = state.pop("actor_logstd", None)
+    if other := sorted(name for name in state if not LAYER.fullmatch(name)):
+        raise RunError(f"{path} does not fit: CleanRL's PPO has no {other[0]}")
+    try:
+        modules = of_images(state) if "network.0.weight" in state else of_vectors(state, log_std)
+    except (KeyError, ValueError, IndexError, RuntimeError) as error:
+        why = "its networks are not those of CleanRL's PPO"
+        raise RunError(f"{path} does not fit: {why} ({type(error).__name__}: {error})".replace("\n", " ")) from error
+    images, continuous = "network.0.weight" in state, log_std is not None
+    actor, critic = (
+        [state["network.7.weight"]] if images else [weight for weight, _ in layers(state, name)[:-1]]
+        for name in ("actor_mean" if continuous else "actor", "critic")
+    )
+    settings: dict[str, Any] = {
+        **{"actor_hidden": tuple(len(x) for x in actor), "critic_hidden": tuple(len(x) for x in critic)},
+        **{"activation": "tanh", "torso": "mlp", "share_hidden": True, "state_dependent_std": False},
+        **{"obs_norm": continuous, "obs_clip": 10.0, "sem": False, "bottleneck": "auto"},
+    }
+    name, told, _ = path.resolve().parent.name.partition("__")  # task__script__seed__time
+    task = name if told else f"its own task, of {actor[0].shape[1] if actor and not images else 'other'} observations"
+    lacking = ("reward_scale.", "obs_norm.", "critic_obs_norm.")
+    return Published(task, 0, settings, modules, lacking, own_units=continuous)
+
+
+def of_vectors(state: Mapping[str, Tensor], log_std: Tensor | None) -> dict[str, Tensor]:
+    """Return hidden layers and heads of actor and critic, by our names; those that are alike are two copies in one."""
+    actor, critic = layers(state, "actor" if log_std is None else "actor_mean"), layers(state, "critic")
+    modules = {} if log_std is None else {"actor.log_std": log_std.reshape(-1)}
+    for name, own in (("actor", actor), ("critic", critic)):
+        modules |= {f"{name}.head.weight": own[-1][0], f"{name}.head.bias": own[-1][1]}
+    if [weight.shape for weight, _ in actor[:-1]] == [weight.shape for weight, _ in critic[:-1]]:
+        for index, both in enumerate(zip(actor[:-1], critic[:-1], strict=True)):
+            modules[f"trunk.{2 * index}.weight"] = torch.stack([weight.T for weight, _ in both]).contiguous()
+            modules[f"trunk.{2 * index}.bias"] = torch.stack([bias[None] for _, bias in both])
+        return modules
+    for name, own in (("actor", actor), ("critic", critic)):
+        for index, (weight, bias) in enumerate(own[:-1]):
+            modules |= {f"{name}.torso.{2 * index}.weight": weight, f"{name}.torso.{2 * index}.bias": bias}
+    return modules
+
+
+def of_images(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return convolutions, the hidden layer that actor and critic share, and heads, by our names."""
+    for name, kernel in CONVOLUTIONS.items():
+        if state[f"{name}.weight"].shape[2:] != kernel:
+            raise ValueError(f"{name} has a kernel of {tuple(state[f'{name}.weight'].shape[2:])}")
+    trunk = {f"{name}.{kind}": (name, kind) for name in (*CONVOLUTIONS, "network.7") for kind in ("weight", "bias")}
+    heads = {f"{name}.{kind}": (name, kind) for name in ("actor", "critic") for kind in ("weight", "bias")}
+    if other := sorted(state.keys() - trunk.keys() - heads.keys()):
+        raise ValueError(f"{other[0]} is no layer of it")
+    return {
+        # one later: here the bytes are made numbers by a layer of their own
+        **{f"trunk.{int(name[-1]) + 1}.{kind}": state[key] for key, (name, kind) in trunk.items()},
+        **{f"{name}.head.{kind}": state[key] for key, (name, kind) in heads.items()},
+    }
+
+
+def layers(state: Mapping[str, Tensor], network: str) -> list[tuple[Tensor, Tensor]]:
+    """Return weight [out, in] and bias [out] of the layers of one of their networks, in order.
+
+    Raises:
+        ValueError: between them there is not one activation each.
+    """
+    own = [name.split(".") for name in state if name.startswith(f"{network}.")]
+    numbers = sorted({int(name[1]) for name in own})
+    if numbers != list(range(0, 2 * len(numbers), 2)) or not numbers:
+        raise ValueError(f"{network} has layers {numbers}, and not every second one")
+    return [(state[f"{network}.{x}.weight"], state[f"{network}.{x}.bias"]) for x in numbers]
+
+
+READERS: dict[str, tuple[str, Callable[[Path], Published]]] = {
+    "fasttd3": ("FastTD3's", read_fasttd3),
+    "ppo": ("CleanRL's PPO", read_cleanrl),
+}
+"""whose files an agent can start from"""

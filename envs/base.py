@@ -115,6 +115,9 @@ class VecEnv(ABC):
     observation, says which"""
     symmetry: Symmetry | None = None
     """how observations and actions look in a mirror, where the task is the same in it: `envs.wrappers.with_symmetry`"""
+    action_bounds: tuple[np.ndarray, np.ndarray] | None = None
+    """what actions of -1 and of 1 are in the task's own units, [A] float64 each; None where they are the same there,
+    or where several tasks have several units"""
     deterministic: bool = True
     """the same seed and actions give the same rollout, bit for bit"""
     snapshots: bool = False

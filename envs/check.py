@@ -124,6 +124,10 @@ def space_violations(env: VecEnv, num_envs: int) -> Iterator[str]:
     limit = env.max_episode_steps
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         yield f"max_episode_steps is {limit!r}: make it an int of at least 1, or None if nothing is ever truncated"
+    if (bounds := env.action_bounds) is not None:
+        known = len(bounds) == 2 and all(isinstance(bound, np.ndarray) for bound in bounds)
+        if not known or any(bound.shape != action.shape or not np.isfinite(bound).all() for bound in bounds):
+            yield f"action_bounds are {bounds}: make them two arrays of {action.shape}, what -1 and 1 are in the task"
 
 
 def draw_actions(env: VecEnv, steps: int, seed: int, same: bool = False) -> Iterator[Tensor]:

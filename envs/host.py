@@ -59,6 +59,8 @@ class HostEnv(VecEnv):
         self.device = device
         self.max_episode_steps = step_limit
         self.action_space, self._to_engine = action_map(task, action_space)
+        if isinstance(action_space, Box):
+            self.action_bounds = action_space.low.ravel().astype(float), action_space.high.ravel().astype(float)
         self._readers = obs_readers(task, obs_space)
         self.obs_space, self.critic_obs_space = self._readers[0].space, self._readers[-1].space
         self._action_shape = (num_envs, *(self.action_space.shape or ()))

@@ -54,6 +54,10 @@ class HumanoidBenchWarp(MjwarpEnv):
     backend = "humanoidbench_warp"
     drawing = {"distance": 4.0, "everything": True}  # noqa: RUF012  scenes come without shapes that do not collide
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.action_bounds = None  # HumanoidBench has actions in [-1, 1] itself
+
 
 class Bench(Task):
     """A task of HumanoidBench as `MjwarpEnv` takes it. `kind` makes the class of each."""

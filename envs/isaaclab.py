@@ -101,6 +101,14 @@ class IsaacLabEnv(ManagedEnv):
         try:
             self._set_action_range(env.single_action_space)
             self._set_spaces(env.single_observation_space.spaces, env.single_action_space.shape[0])
+            low, high = (
+                (self._centre + sign * self._scale * torch.ones(self.action_space.shape, device=device))
+                .double()
+                .cpu()
+                .numpy()
+                for sign in (-1, 1)
+            )
+            self.action_bounds = low, high
         except TaskError:
             self.close()
             raise

@@ -74,6 +74,7 @@ class ManagedEnv(VecEnv):
         actor, critic = (shapes.get(group, shapes[self.groups[0]]) for group in self.groups)
         self.obs_space, self.critic_obs_space = vector_space(actor[0]), vector_space(critic[0])
         self.action_space = Box(-1, 1, (num_actions,), np.float32)
+        self.action_bounds = np.full(num_actions, -self._action_range), np.full(num_actions, self._action_range)
 
     @abstractmethod
     def _begin(self, seed: int | None) -> Mapping[str, Tensor]:

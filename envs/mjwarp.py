@@ -112,6 +112,7 @@ class MjwarpEnv(VecEnv):
         self._physics.remember(self._task.memory(self._physics))
         low, high = self._physics.control_range
         self._centre, self._scale = (high + low) / 2, (high - low) / 2
+        self.action_bounds = low.double().cpu().numpy(), high.double().cpu().numpy()
         self.action_space = Box(-1, 1, (len(low),), np.float32)
         self.obs_space = vector_space(self._task.observe(self._physics).shape[1])
         self.critic_obs_space = self.obs_space

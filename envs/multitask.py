@@ -105,6 +105,9 @@ class MultiTask(VecEnv):
             vector_space(space.shape[0] + len(names)) for space in (first.obs_space, first.critic_obs_space)
         )
         self.action_space = first.action_space
+        bounds = [part.action_bounds for part in self._parts]
+        if len({None if own is None else tuple(np.concatenate(own)) for own in bounds}) == 1:
+            self.action_bounds = bounds[0]
         self.max_episode_steps = first.max_episode_steps
         self.deterministic = all(part.deterministic for part in self._parts)
         self.snapshots = all(part.snapshots for part in self._parts)

@@ -118,7 +118,7 @@ class Wrapper(VecEnv):
         self.obs_space, self.critic_obs_space = env.obs_space, env.critic_obs_space
         self.action_space, self.max_episode_steps = env.action_space, env.max_episode_steps
         self.tasks, self.deterministic, self.snapshots = env.tasks, env.deterministic, env.snapshots
-        self.symmetry = env.symmetry
+        self.symmetry, self.action_bounds = env.symmetry, env.action_bounds
 
     def __getattr__(self, name: str) -> Any:
         """What else the inner environment knows of itself, its `control_dt` for instance."""

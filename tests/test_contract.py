@@ -327,6 +327,8 @@ ATTRIBUTES: list[tuple[str, Any, str]] = [
     ("action_space", Box(-2, 2, (3,), np.float32), "map to the task's range in step()"),
     ("action_space", Box(-1, 1, (3,), np.float64), "make it Box(-1, 1, (A,), float32)"),
     ("action_space", Discrete(3, start=1), "Discrete(n) that starts at 0"),
+    ("action_bounds", (-2, 2), "action_bounds are (-2, 2): make them two arrays of"),
+    ("action_bounds", (np.zeros(3), np.full(2, np.inf)), "make them two arrays of"),
     ("max_episode_steps", 0, "max_episode_steps is 0"),
     ("max_episode_steps", None, "truncated is True, but max_episode_steps is None"),
     ("max_episode_steps", 9, "less than max_episode_steps = 9 steps apart"),

@@ -296,6 +296,8 @@ def test_actions_are_clipped_and_mapped_to_the_tasks_range(task: str, options: A
     env.reset()
     env.step(torch.tensor([[-5.0, 0.5]]).expand(N, 2))
     assert env._engine.unwrapped.sent[0][0].tolist() == expected
+    low, high = env.action_bounds
+    assert [low[0], low[1] + 0.75 * (high[1] - low[1])] == expected
 
 
 def test_a_row_that_is_not_finite_is_quarantined() -> None:

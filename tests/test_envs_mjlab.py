@@ -301,6 +301,7 @@ def test_actions_are_clipped_and_scaled(scale: float) -> None:
     env.reset()
     env.step(torch.tensor([[0.5], [-7.0], [7.0]]))
     assert env._engine.action_manager.action.flatten().tolist() == [0.5 * scale, -scale, scale]
+    assert [bound.tolist() for bound in env.action_bounds] == [[-scale], [scale]]
 
 
 # ---- what users do ---------------------------------------------------------------------------------------------------

@@ -18,10 +18,11 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
 import envs
@@ -30,6 +31,7 @@ from agents.checkpoint import read_args
 from agents.episodes import evaluate
 from agents.trained import find_checkpoint, load_agent, settings
 from envs.base import VecEnv, spawn_seeds
+from envs.wrappers import price_action_rate
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "--device cpu --size small --num-envs 4 --eval-envs 3 --total-timesteps 400 --log-every 0 --eval-every 400"
@@ -53,6 +55,10 @@ KINDS: dict[str, tuple[ModuleType, str, str]] = {
     "pqn-images": (pqn, f"{ROLLOUT} --env-id Pixels-v0 --total-timesteps 160 --eval-every 160 --num-steps 10", CRITIC),
 }
 CASES = [(kind, sem) for kind in KINDS for sem in (False, True)]
+UNITS = [
+    *((task, backend) for task in ("Humanoid-v5", "Pendulum-v1") for backend in ("gymnasium", "envpool")),
+    ("Humanoid-v5", "mjwarp"),
+]
 LACKING = [name for name in export.PACKAGES if find_spec(name) is None]
 FAR = (1.0, 30.0)
 """deviations of observations: usual ones, and such as the normaliser's clip and a saturated tanh are for"""
@@ -268,6 +274,20 @@ def test_names_of_observations_and_time_steps() -> None:
     assert export.layout(mass) == [] and export.control_dt(mass) == pytest.approx(0.1)
     mass.task, mass.control_dt = "own:Task", 0.004  # type: ignore[attr-defined]
     assert export.control_dt(mass) == 0.004
+
+
+@pytest.mark.parametrize(("task", "backend"), UNITS)
+def test_actions_are_exported_in_the_units_of_the_task(task: str, backend: str) -> None:
+    pytest.importorskip({"mjwarp": "mujoco_warp"}.get(backend, backend))
+    space = gymnasium.make(task).action_space
+    assert isinstance(space, Box)
+    env = envs.make(task, 2, backend=backend)
+    about = export.describe_action(env)
+    env.close()
+    assert env.action_bounds is not None
+    for bounds in (env.action_bounds, (about["low"], about["high"])):
+        assert np.asarray(bounds) == pytest.approx(np.stack([space.low, space.high]), rel=1e-6)
+    assert price_action_rate(env, 0.1).action_bounds is env.action_bounds
 
 
 @pytest.mark.parametrize(

@@ -626,6 +626,7 @@ def test_contract_on_warp(make: Callable[..., Any]) -> None:
 @needs_warp
 def test_success_on_warp_is_a_return_at_the_bar(make: Callable[..., Any]) -> None:
     env = make("reach", 2, backend="humanoidbench_warp", max_episode_steps=3)
+    assert env.action_bounds is None
     env.reset()
     env._physics.returns[1] = 12000.0
     seen = [env.step(torch.zeros(2, *env.action_space.shape)).metrics["success"].tolist() for _ in range(4)]

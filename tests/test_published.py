@@ -1,13 +1,16 @@
-"""Files of FastTD3: what is in them acts and judges as their own networks do, and what does not fit is named.
+"""Files of FastTD3 and CleanRL: what is in them acts and judges as their own networks do; what does not fit is named.
 
-The networks of the test are written anew after the layout of their files. With a checkout of their repository in
-FASTTD3_REFERENCE their own classes are held against ours too.
+The networks of the tests are written anew after the layout of those files. With checkouts of their repositories in
+FASTTD3_REFERENCE and CLEANRL_REFERENCE their own classes are held against ours too.
 """
 
 import copy
 import json
+import math
 import os
 import re
+import runpy
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents import fastsac, fasttd3
+from agents import fastsac, fasttd3, origin, ppo
 from agents.published import read_fasttd3
 from benchmarks import speed
 
@@ -200,7 +203,8 @@ def test_other_files_agents_and_tasks_are_named(tmp_path: Path, capsys: pytest.C
     (tmp_path / "text.pt").write_text("no checkpoint")
     refused(fasttd3, tmp_path / "text.pt", "cannot be read", capsys, tmp_path)
     source = File("").write(tmp_path / "theirs.pt")
-    refused(fastsac, source, "a file is a checkpoint of FastTD3, for agents/fasttd3.py", capsys, tmp_path)
+    refused(fastsac, source, "FastTD3's for agents/fasttd3.py and CleanRL's PPO for agents/ppo.py", capsys, tmp_path)
+    refused(ppo, source, "is no checkpoint of CleanRL's PPO: it is not the state_dict", capsys, tmp_path)
     words = WORDS.replace("PointMass-v0", "ClosedForm-v0")
     with pytest.raises(SystemExit):
         fasttd3.main([*words.split(), "--init-from", str(source), "--run-dir", str(tmp_path / "run")])
@@ -230,3 +234,181 @@ def test_files_of_their_own_code(place: str, tmp_path: Path) -> None:
         torch.testing.assert_close(agent.act(obs), actor(norm(obs)), rtol=1e-5, atol=1e-5)
         for mine, theirs in zip(agent.critic(agent.obs_norm(obs), action), critic(norm(obs), action), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+# ---- CleanRL ---------------------------------------------------------------------------------------------------------
+
+
+def stack(*sizes: int) -> nn.Sequential:
+    """Return their layers: affine maps with a tanh between each two."""
+    return nn.Sequential(*[part for pair in pairwise(sizes) for part in (nn.Linear(*pair), nn.Tanh())][:-1])
+
+
+class Continuous(nn.Module):
+    """Their `ppo_continuous_action.py`."""
+
+    def __init__(self, obs: int, actions: int, actor: tuple[int, ...], critic: tuple[int, ...]) -> None:
+        super().__init__()
+        self.critic, self.actor_mean = stack(obs, *critic, 1), stack(obs, *actor, actions)
+        self.actor_logstd = nn.Parameter(torch.randn(1, actions))
+
+
+class Plain(nn.Module):
+    """Their `ppo.py`."""
+
+    def __init__(self, obs: int, actions: int) -> None:
+        super().__init__()
+        self.critic, self.actor = stack(obs, 64, 64, 1), stack(obs, 64, 64, actions)
+
+
+class Images(nn.Module):
+    """Their `ppo_atari_envpool.py`, which divides by 255 outside of the network."""
+
+    def __init__(self, channels: int, features: int, actions: int) -> None:
+        super().__init__()
+        sizes = (channels, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)
+        convolutions = [part for size in sizes for part in (nn.Conv2d(*size), nn.ReLU())]
+        self.network = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(features, 48), nn.ReLU())
+        self.actor, self.critic = nn.Linear(48, actions), nn.Linear(48, 1)
+
+
+PPO_WORDS = "--device cpu --num-envs 4 --num-steps 8 --num-minibatches 2 --eval-every 0 --total-timesteps 32 --amp off"
+HIDDEN_LAYERS = [((64, 64), (64, 64)), ((24,), (24,)), ((32, 16), (16,))]
+
+
+def started(words: str, source: Path) -> ppo.PPO:
+    """Return an agent that starts from a file."""
+    argv = [*PPO_WORDS.split(), *words.split(), "--init-from", str(source)]
+    args = ppo.resolve(origin.parse(ppo.Args, ppo.presets, argv).args)
+    agent, env, _ = ppo.build(args)
+    assert origin.start_from(args, agent, env) is not None
+    return agent
+
+
+def saved(agent: nn.Module, folder: Path) -> Path:
+    path = folder / "theirs.cleanrl_model"
+    torch.save(agent.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("hidden", HIDDEN_LAYERS, ids=["both", "one", "unlike"])
+@pytest.mark.parametrize("backend", ["envpool", "gymnasium"])
+def test_cleanrls_actions_are_the_same_in_the_tasks_units(
+    backend: str, hidden: tuple[tuple[int, ...], tuple[int, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(7)
+    theirs = Continuous(3, 1, *hidden)
+    agent = started(f"--env-id Pendulum-v1 --backend {backend}", saved(theirs, tmp_path))  # torques within [-2, 2]
+    assert "has no statistics of observations: they start afresh" in capsys.readouterr().err
+    obs = torch.randn(200, 3)
+    with torch.no_grad():
+        policy, value = agent(obs, obs)
+        torch.testing.assert_close(2 * policy.mean, theirs.actor_mean(obs), rtol=1e-5, atol=1e-5)
+        wide = (policy.log_std.exp() * 2).expand(200, 1)
+        torch.testing.assert_close(wide, theirs.actor_logstd.exp().expand(200, 1), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(value, theirs.critic(obs)[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_ranges_with_a_centre(tmp_path: Path) -> None:
+    theirs = Continuous(6, 2, (64, 64), (64, 64))
+    agent = started("--env-id PointMass-v0", saved(theirs, tmp_path))  # has [-1, 1] itself
+    obs = torch.randn(50, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(agent(obs, obs)[0].mean, theirs.actor_mean(obs), rtol=1e-5, atol=1e-5)
+        state = agent.modules.state_dict()
+        lopsided = SimpleNamespace(action_bounds=(torch.tensor([-1.0, 2.0]).numpy(), torch.tensor([3.0, 2.5]).numpy()))
+        agent.modules.load_state_dict(origin.in_range(state, lopsided))  # type: ignore[arg-type]
+        policy = agent(obs, obs)[0]
+        native = torch.tensor([1.0, 2.25]) + torch.tensor([2.0, 0.25]) * policy.mean
+        torch.testing.assert_close(native, theirs.actor_mean(obs), rtol=1e-5, atol=1e-4)
+        wide = policy.log_std[0].exp() * torch.tensor([2.0, 0.25])
+        torch.testing.assert_close(wide, theirs.actor_logstd[0].exp(), rtol=1e-5, atol=1e-5)
+
+
+def test_cleanrls_choices_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = Plain(4, 2)
+    agent = started("--env-id CartPole-v1", saved(theirs, tmp_path))
+    assert "start afresh" not in capsys.readouterr().err
+    obs = torch.randn(200, 4)
+    with torch.no_grad():
+        policy, value = agent(obs, obs)
+        torch.testing.assert_close(policy.log_probs, theirs.actor(obs).log_softmax(-1), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(value, theirs.critic(obs)[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_cleanrls_choices_from_images_are_the_same(tmp_path: Path) -> None:
+    env = ppo.envs.make("Pixels-v0", 4, 1, torch.device("cpu"))
+    channels, *sides = env.obs_space.shape
+    for kernel, stride in ((8, 4), (4, 2), (3, 1)):
+        sides = [(side - kernel) // stride + 1 for side in sides]
+    theirs = Images(channels, 64 * sides[0] * sides[1], int(env.action_space.n))  # type: ignore[union-attr]
+    agent = started("--env-id Pixels-v0", saved(theirs, tmp_path))
+    obs = torch.randint(0, 256, (32, *env.obs_space.shape), dtype=torch.uint8)
+    with torch.no_grad():
+        policy, value = agent(obs, obs)
+        hidden = theirs.network(obs / 255)
+        torch.testing.assert_close(policy.log_probs, theirs.actor(hidden).log_softmax(-1), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(value, theirs.critic(hidden)[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_goes_on_from_cleanrls_file(tmp_path: Path) -> None:
+    folder = tmp_path / "Pendulum-v1__ppo_continuous_action__1__1700000000"
+    folder.mkdir()
+    source = saved(Continuous(3, 1, (64, 64), (64, 64)), folder)
+    words = f"{PPO_WORDS} --env-id Pendulum-v1 --init-from {source} --run-dir {tmp_path / 'run'} --quiet"
+    assert ppo.main(words.split()) == 0
+    noted = json.loads((tmp_path / "run" / "manifest.json").read_text())["init_from"]
+    assert noted["path"] == str(source) and noted["task"] == "Pendulum-v1" and noted["step"] == 0
+    source.unlink()
+    assert ppo.main(["--resume", str(tmp_path / "run"), "--total-timesteps", "64", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda: tuple(stack(3, 4, 1).state_dict() for _ in range(3)), "holds 3 networks, as CleanRL's TD3 and DDPG"),
+        (lambda: {"a": 1}, "is no checkpoint of CleanRL's PPO"),
+        (lambda: stack(3, 4, 1).state_dict(), "CleanRL's PPO has no 0.bias"),
+        (lambda: {**Plain(3, 2).state_dict(), "critic.1.weight": torch.ones(1)}, "critic has layers"),
+        (lambda: {"critic.0.weight": torch.ones(1, 3)}, "actor has layers"),
+        (lambda: {**Images(3, 64, 2).state_dict(), "network.2.weight": torch.ones(64, 32, 5, 5)}, "has a kernel of"),
+        (lambda: {**Images(3, 64, 2).state_dict(), "network.9.weight": torch.ones(1)}, "network.9.weight is no layer"),
+        (lambda: Plain(4, 2).state_dict() | {"critic.4.bias": torch.tensor([torch.nan])}, "is not finite"),
+        (lambda: Continuous(5, 1, (8,), (8,)).state_dict(), "its own task, of 5 observations"),
+        (lambda: {**Plain(3, 2).state_dict(), "evil": Evil()}, "cannot be read"),
+    ],
+)
+def test_what_is_not_cleanrls_ppo_is_one_line(
+    content: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVIL_DIR", str(tmp_path / "evil"))
+    torch.save(content(), tmp_path / "theirs.pt")
+    argv = [*PPO_WORDS.split(), "--env-id", "Pendulum-v1", "--init-from", str(tmp_path / "theirs.pt")]
+    if "finite" in message:
+        argv[argv.index("Pendulum-v1")] = "CartPole-v1"
+    with pytest.raises(SystemExit) as stop:
+        ppo.main([*argv, "--run-dir", str(tmp_path / "run")])
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and re.search(message, error), error
+    assert not (tmp_path / "run").exists() and not (tmp_path / "evil").exists()
+
+
+@pytest.mark.skipif("CLEANRL_REFERENCE" not in os.environ, reason="needs CLEANRL_REFERENCE, a checkout of CleanRL")
+@pytest.mark.parametrize(("script", "task"), [("ppo_continuous_action", "Pendulum-v1"), ("ppo", "CartPole-v1")])
+def test_files_of_cleanrls_own_code(script: str, task: str, tmp_path: Path) -> None:
+    code = runpy.run_path(str(Path(os.environ["CLEANRL_REFERENCE"]) / "cleanrl" / f"{script}.py"), run_name="theirs")
+    env = ppo.envs.make(task, 4, 1, torch.device("cpu"), "gymnasium")
+    theirs = code["Agent"](env._vector)  # type: ignore[attr-defined]
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(std=0.5)
+    agent = started(f"--env-id {task}", saved(theirs, tmp_path))
+    obs = torch.randn(100, *env.obs_space.shape)
+    with torch.no_grad():
+        policy, value = agent(obs, obs)
+        torch.testing.assert_close(value, theirs.get_value(obs)[:, 0], rtol=1e-5, atol=1e-5)
+        action = theirs.get_action_and_value(obs)[0]
+        own = action / 2 if script == "ppo_continuous_action" else action
+        log_prob = policy.log_prob(own) - (math.log(2) if script == "ppo_continuous_action" else 0)
+        expected = theirs.get_action_and_value(obs, action)[1]
+        torch.testing.assert_close(log_prob, expected, rtol=1e-4, atol=1e-4)
