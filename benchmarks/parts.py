@@ -143,6 +143,10 @@ class Optimizer:
         self.optimizer.param_groups[0]["lr"] = self.lr.item()
         self.optimizer.step()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint has."""
+        return self.optimizer.state_dict()
+
 
 class Rectified(Optimizer):
     """The same for RAdam."""

@@ -28,8 +28,8 @@ from benchmarks.study import (
     Overlay,
     Study,
     curves,
+    curves_over_tasks,
     digits_for,
-    iqm_curves,
     number,
     values_at,
 )
@@ -243,31 +243,54 @@ def _scale(study: Study, tasks: Sequence[str] = ()) -> str:
     return f"Scores: {meanings.pop()}." if len(meanings) == 1 else "Scores: 0 and 1 as in the table of scales."
 
 
-def iqm_plot(study: Study) -> Plot:
-    """Return the plot of the IQM over all tasks."""
+def efficiency_plot(study: Study, measure: str, overlays: Sequence[Overlay] = ()) -> Plot:
+    """Return the plot of a measure over all tasks: its IQM, or what has been published."""
     direct = len(study.variants) <= 8
+    budgets = {study.budget[task] for task in study.together}
+    frames = budgets.pop() if len(budgets) == 1 else 0
+    published = [curve for curve in overlays if curve.measure == measure and frames]
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        budgets = {study.budget[task] for task in study.together}
-        frames = budgets.pop() if len(budgets) == 1 else 0
         ends = []
-        for variant, (share, band) in iqm_curves(study).items():
+        for variant, (share, band) in curves_over_tasks(study, measure).items():
             x, colour = share * (frames or 100), study.colours[variant]
             axes.fill_between(x, band.low, band.high, color=colour, alpha=0.17, linewidth=0)
             axes.plot(x, band.value, color=colour, linewidth=2)
             ends.append((float(band.value[-1]), study.names[variant], colour))
+        for curve in published:
+            inside, colour = curve.steps <= frames * 1.0001, overlay_colour(study, curve)
+            style: Any = {"linestyle": "--", "marker": "o", "markersize": 2.5, "linewidth": 1.3}
+            axes.plot(curve.steps[inside], curve.mean[inside], color=colour, **style)
+            if colour == PUBLISHED and inside.any():
+                ends.append((float(curve.mean[inside][-1]), curve.name, colour))
         axes.grid(axis="y")
-        axes.set(xlim=(0, frames or 100), ylabel="IQM of normalised score")
+        axes.set(xlim=(0, frames or 100), ylabel=f"{MEASURES[measure]} normalised score")
         axes.set_xlabel("environment frames" if frames else "% of the frames that are compared, by task")
         if frames:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         if direct:
             label_ends(axes, ends, 2.8)
 
-    caption = f"Interquartile mean over {len(study.together)} tasks and all their seeds. {_scale(study)} {BOOTSTRAPPED}"
+    what = {"iqm": "Interquartile mean"}.get(measure, measure.replace("_", " ").capitalize())
+    caption = f"{what} over {len(study.together)} tasks and all their seeds. {_scale(study)} {BOOTSTRAPPED}"
+    if published:
+        caption += (
+            " Dashed: published, in the colour of the variant of the same name, on the scale and the tasks of its "
+            "source, from other code."
+        )
     caption += without(study, study.together)
-    return Plot("iqm", "Sample efficiency over all tasks", caption, 3.4, draw, () if direct else all_names(study))
+    title = "Sample efficiency over all tasks" + ("" if measure == "iqm" else f", {measure.replace('_', ' ')}")
+    return Plot(measure, title, caption, 3.4, draw, () if direct else all_names(study))
+
+
+MEASURES = {"iqm": "IQM of", "median": "median", "mean": "mean", "optimality_gap": "optimality gap of"}
+
+
+def overlay_colour(study: Study, overlay: Overlay) -> str:
+    """Return the colour of the variant of the same name, or grey."""
+    names = {study.names[variant]: variant for variant in study.variants} | {name: name for name in study.variants}
+    return study.colours[names[overlay.name]] if overlay.name in names else PUBLISHED
 
 
 BOOTSTRAPPED = "Band: 95% stratified bootstrap interval, at each point on its own."
@@ -423,6 +446,8 @@ def draw_rows(axes: Axes, found: Mapping[str, Sequence[tuple[Estimate, str, str]
 def plots(study: Study, overlays: Sequence[Overlay]) -> list[Plot]:
     """Return the plots that the runs allow."""
     found = []
+    over_all = [curve for curve in overlays if curve.measure]
+    overlays = [curve for curve in overlays if not curve.measure]
     if any(len(run.data.steps) for run in study.runs):
         found.append(curve_plot(study, overlays, wall=False))
     if study.differences:
@@ -430,7 +455,9 @@ def plots(study: Study, overlays: Sequence[Overlay]) -> list[Plot]:
     if any(pair in study.improvements for pair in study.comparisons):
         found.append(improvement_plot(study))
     if study.together:
-        found += [aggregate_plot(study), iqm_plot(study), profile_plot(study)]
+        measures = dict.fromkeys(["iqm", *(curve.measure for curve in over_all)])
+        efficiency = [efficiency_plot(study, measure, over_all) for measure in measures]
+        found += [aggregate_plot(study), *efficiency, profile_plot(study)]
     if any(curves(study, task, wall=True) for task in study.tasks):
         found.append(curve_plot(study, overlays, wall=True))
     return found

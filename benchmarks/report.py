@@ -90,7 +90,8 @@ class Args(StudyArgs):
     out: Path | None = None
     """folder of the report; by default the sweep's own, or DIR-report beside a folder of plain runs"""
     overlay: tuple[Path, ...] = ()
-    """published curves to draw behind: tidy CSV files, or JSON files like those of FastTD3"""
+    """published curves to draw behind: tidy CSV files (the paper's figures are in benchmarks/published, by suite), or
+    JSON files like those of FastTD3"""
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
@@ -805,6 +806,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         study = Study(collect(args.dirs, args.metric), args)
         overlays = [curve for path in args.overlay for curve in read_overlay(path, study.metric)]
+        overlays = [curve for curve in overlays if not curve.measure or study.together]
     except (OSError, ValueError) as error:
         config.fail(str(error))
     if args.overlay and not overlays:

@@ -474,8 +474,8 @@ def values_at(run: Record, x: Array, wall: bool = False) -> Array:
     return np.interp(x, run.axis(wall), run.data.values)
 
 
-def iqm_curves(study: Study) -> dict[str, tuple[Array, Estimate]]:
-    """Return the IQM over all tasks and runs of each variant, at shares of the frames that are compared."""
+def curves_over_tasks(study: Study, measure: str) -> dict[str, tuple[Array, Estimate]]:
+    """Return a measure over all tasks and runs of each variant, at shares of the frames that are compared."""
     through = [run for run in study.runs if run.task in study.together and run.state not in FAILED]
     first = max((run.data.steps[0] / study.budget[run.task] for run in through if len(run.data.steps)), default=0.0)
     share = np.linspace(min(first, 1.0), 1, POINTS)
@@ -487,18 +487,25 @@ def iqm_curves(study: Study) -> dict[str, tuple[Array, Estimate]]:
             for task in study.together
         }
         tasks = [study.normalised(task, np.array(values)) for task, values in at.items()]
-        found[variant] = share, stats.bootstrap(tasks, stats.iqm, how)
+        found[variant] = share, stats.bootstrap(tasks, stats.AGGREGATES[measure], how)
     return found
 
 
+EVERY_TASK = "*"
+"""in a tidy table the name of no task: the values are measures over all of them, on their common scale"""
+
+
 class Overlay(NamedTuple):
-    """A published curve of a task: the mean over its seeds."""
+    """A published curve of a task, the mean over its seeds, or of all tasks together."""
 
     name: str
     task: str
+    """one of ours, or `EVERY_TASK`"""
     steps: Array
     seconds: Array
     mean: Array
+    measure: str = ""
+    """of all tasks, one of `stats.AGGREGATES`: what `mean` is then"""
 
 
 def read_overlay(path: Path, metric: Mapping[str, str]) -> list[Overlay]:
@@ -531,18 +538,20 @@ def read_overlay(path: Path, metric: Mapping[str, str]) -> list[Overlay]:
 
 def _tidy_overlay(path: Path, metric: Mapping[str, str]) -> list[Overlay]:
     """Curves in a tidy CSV file, at the steps that all seeds have between them."""
-    groups: dict[tuple[str, str], list[Series]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[Series]] = defaultdict(list)
     for run in read_tidy(path):
-        task = same_task(run.task, metric)
-        if task and metric[task] in run.series:
-            groups[run.variant, task].append(run.series[metric[task]])
+        if run.task == EVERY_TASK:
+            for measure in [name for name in stats.AGGREGATES if name in run.series]:
+                groups[run.variant, EVERY_TASK, measure].append(run.series[measure])
+        elif (task := same_task(run.task, metric)) and metric[task] in run.series:
+            groups[run.variant, task, ""].append(run.series[metric[task]])
     found = []
-    for (name, task), runs in groups.items():
+    for (name, task, measure), runs in groups.items():
         low, high = max(run.steps[0] for run in runs), min(run.steps[-1] for run in runs)
         steps = np.unique(np.concatenate([run.steps for run in runs]))
         steps = steps[(steps >= low) & (steps <= high)]
         mean = np.mean([np.interp(steps, run.steps, run.values) for run in runs], axis=0)
-        found.append(Overlay(name, task, steps, np.full(len(steps), math.nan), mean))
+        found.append(Overlay(name, task, steps, np.full(len(steps), math.nan), mean, measure))
     return found
 
 

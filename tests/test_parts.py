@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -17,6 +19,7 @@ from benchmarks import parts, speed
 from benchmarks.parts import CONTROL, PARTS, TASKS, Pair, times_as_long
 from benchmarks.rivals import Turn
 
+ROOT = Path(__file__).resolve().parents[1]
 OFF_POLICY = "--env-id PointMass-v0 --size small --num-envs 8"
 IMAGES = "--env-id Pong-v5 --backend envpool --size small --num-envs 2 --num-steps 8 --num-minibatches 2"
 SMALL = {
@@ -149,3 +152,29 @@ def test_ratios_are_of_times_per_frame() -> None:
 def test_a_part_is_of_tasks_that_there_are() -> None:
     assert all(set(part.tasks) <= set(TASKS) for part in PARTS.values())
     assert set(parts.NAMES) == set(TASKS)
+
+
+# ---- all of them at once ---------------------------------------------------------------------------------------------
+
+
+def plainly(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "plain.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("agent", ["fasttd3", "fastsac", "ppo", "pqn"])
+def test_an_agent_without_any_trains(agent: str, tmp_path: Path) -> None:
+    task = "ClosedFormDiscrete-v0" if agent == "pqn" else "PointMass-v0"
+    words = f"--sem --env-id {task} --size small --num-envs 4 --total-timesteps 640 --eval-every 320 --eval-envs 2"
+    words += " --num-steps 16 --num-minibatches 2" if agent in ("ppo", "pqn") else " --learning-starts 64"
+    done = plainly(agent, *words.split(), "--device", "cpu", "--quiet", "--run-dir", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert "final evaluation" in done.stdout
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["amp"] == "off"
+
+
+def test_which_agents_there_are_is_said() -> None:
+    done = plainly("sac")
+    assert done.returncode == 2
+    assert done.stderr == "error: 'sac': name the agent first, fastsac or fasttd3 or ppo or pqn\n"
+    assert plainly().returncode == 2 and "plain.py fasttd3" in plainly("--help").stdout

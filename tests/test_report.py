@@ -657,7 +657,7 @@ def test_the_iqm_curve_ends_at_the_score(tmp_path: Path) -> None:
         for seed in (1, 2, 3, 4):
             write_run(tmp_path / f"{task}{seed}", rng.uniform(0, 1000, 10), task, seed)
     found = study_of(tmp_path)
-    share, band = study.iqm_curves(found)["off"]
+    share, band = study.curves_over_tasks(found, "iqm")["off"]
     assert (share[0], share[-1]) == (0.1, 1.0)
     assert band.value[-1] == pytest.approx(float(found.aggregates["off"]["iqm"].value))
     assert (band.low <= band.value).all() and (band.value <= band.high).all()
@@ -731,6 +731,43 @@ def test_published_curves_are_drawn_as_far_as_ours_go(tmp_path: Path) -> None:
         plot.draw(figure)
         said = {text.get_text() for axes in figure.axes for text in axes.texts} | {name for name, *_ in plot.legend}
         assert said >= set(names)
+
+
+def test_curves_over_all_tasks(tmp_path: Path) -> None:
+    cells = {(t, v): [300, 500] for t in (WALKER, CHEETAH) for v in ("off", "on")}
+    runs = study_of(sweep(tmp_path / "sweep", cells))
+    rows = [("off", "*", "mean", 100, 0.1), ("off", "*", "mean", 900, 0.2), ("their", "*", "mean", 500, 0.6)]
+    rows += [("on", "*", "iqm", 500, 0.7), ("on", "*", "nonsense", 500, 9), ("on", "*", "mean", 2000, 0.9)]
+    lines = [f"{name},{task},0,{metric},{step},{value}" for name, task, metric, step, value in rows]
+    (tmp_path / "x.csv").write_text("exp_name,env_name,seed,metric,env_step,value\n" + "\n".join(lines) + "\n")
+    found = study.read_overlay(tmp_path / "x.csv", runs.metric)
+    assert [(curve.name, curve.measure) for curve in found] == [
+        ("off", "mean"),
+        ("their", "mean"),
+        ("on", "iqm"),
+        ("on", "mean"),
+    ]
+    shown = {plot.name: plot for plot in plots.plots(runs, found)}
+    assert {"iqm", "mean"} < shown.keys() and "median" not in shown
+    assert "published" not in shown["curves"].caption, "they are of no single task"
+    for name, expected in (
+        ("mean", [[(100, 0.1), (900, 0.2)], [(500, 0.6)], []]),
+        ("iqm", [[(500, 0.7)]]),
+    ):
+        figure = Figure()
+        shown[name].draw(figure)
+        (axes,) = figure.axes
+        lines_of = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+        points = [[(float(x), float(y)) for x, y in np.asarray(line.get_xydata())] for line in lines_of]
+        assert points == expected
+        colours = {line.get_color() for line in axes.get_lines() if line.get_linestyle() == "-"}
+        own = [line.get_color() for line in lines_of]
+        assert [colour in colours for colour in own] == ([True, False, True] if name == "mean" else [True])
+        assert "Dashed: published" in shown[name].caption
+        level = next(line for line in axes.get_lines() if line.get_linestyle() == "-").get_ydata()
+        assert np.asarray(level) == pytest.approx(0.4), "0.3 and 0.5 of 1,000"
+    page = main([str(tmp_path / "sweep"), "--overlay", str(tmp_path / "x.csv"), "--reps", "50"])
+    assert page == 0 and "plots/mean.png" in (tmp_path / "sweep" / "REPORT.md").read_text()
 
 
 @pytest.mark.parametrize(

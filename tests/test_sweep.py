@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 
 from agents import config
-from benchmarks import engines, programs, status, sweep
+from benchmarks import engines, programs, status, study, sweep
 from benchmarks.engines import Drive, Ended, Job, Local, Stop, Verdict
 from benchmarks.status import Seen
 
@@ -1176,6 +1176,7 @@ def test_the_screen_redraws_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # ---- suites --------------------------------------------------------------------------------------------------------
 
 SUITES = sorted((ROOT / "benchmarks" / "suites").glob("*.toml"))
+PUBLISHED = sorted((ROOT / "benchmarks" / "published").glob("*.csv"))
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
@@ -1196,6 +1197,22 @@ def test_suites(path: Path) -> None:
                 "device"
             }
         assert all(one != other for i, one in enumerate(seen) for other in seen[:i]), "two variants are the same"
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_published_curves_are_those_of_a_suite(path: Path) -> None:
+    envs = pytest.importorskip("envs")
+    grid = sweep.grid_of(sweep.Args(suite=str(path.parents[1] / "suites" / f"{path.stem}.toml")), set(), [])
+    metric = dict.fromkeys(grid.tasks, "eval/success_rate")
+    curves = study.read_overlay(path, metric)
+    single = len(grid.scripts) == 1
+    ours = {name if single else f"{agent}__{name}" for name in grid.variants for agent in grid.scripts}
+    assert {curve.name for curve in curves} <= ours and len(curves) > 1, "their names are those of variants"
+    (frames,) = {
+        config.parse(m.Args, m.presets, ["--env-id", grid.tasks[0], *grid.flags]).args.total_timesteps
+        for m in (importlib.import_module(f"agents.{agent}") for agent in grid.scripts)
+    }
+    assert envs and all(curve.steps[0] <= 1.1 * frames for curve in curves), "some of it is within the plot"
 
 
 @pytest.mark.parametrize(
@@ -1237,7 +1254,7 @@ def test_suites_are_part_of_the_package() -> None:
     tomllib = importlib.import_module("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     shipped = project["tool"]["setuptools"]["package-data"]["benchmarks"]
-    assert shipped == ["suites/*.toml", "references.csv"]
+    assert shipped == ["suites/*.toml", "published/*.csv", "references.csv"]
     assert {"ray", "slurm"} <= project["project"]["optional-dependencies"].keys()
 
 
