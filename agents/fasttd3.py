@@ -66,7 +66,7 @@ from networks.diagnostics import (
     describe_gradient,
     describe_returns,
     describe_torso,
-    draw_simplices,
+    draw_torso,
     gradient_noise,
     micro_batches,
     undrawn,
@@ -504,11 +504,11 @@ class FastTD3:
 
     @torch.no_grad()
     def draw(self, batch: TensorDict) -> dict[str, Tensor]:
-        """Return images of the simplices, by tag, for the first 1,024 transitions of a batch; none without SEM."""
+        """Return values for histograms and images of simplices, by tag, for the first 1,024 transitions of a batch."""
         batch = self.prepare(batch[:PROBE])
         pair = torch.cat([batch["critic_obs"], batch["action"]], -1)
-        images = draw_simplices(["actor"], self.actor.torso, batch["obs"])
-        return images | draw_simplices(["critic"], self.critic.torso, pair)
+        images = draw_torso(["actor"], self.actor.torso, batch["obs"])
+        return images | draw_torso(["critic"], self.critic.torso, pair)
 
     def describe_gradients(self, batch: TensorDict) -> dict[str, Tensor]:
         """Return size and noise of the gradients of both losses on a prepared batch, and the policy's churn.

@@ -64,7 +64,7 @@ from networks.diagnostics import (
     describe_copies,
     describe_gradient,
     describe_torso,
-    draw_simplices,
+    draw_torso,
     gradient_noise,
     greedy_churn,
     micro_batches,
@@ -601,16 +601,16 @@ class PPO:
 
     @torch.no_grad()
     def draw(self, rollout: TensorDict) -> dict[str, Tensor]:
-        """Return images of the simplices, by tag, for the rows that a report looks at; none without SEM."""
+        """Return values for histograms and images of simplices, by tag, for the rows that a report looks at."""
         probe = rollout[::4].flatten()[:PROBE]
         obs, critic_obs = probe["obs"], probe.get("critic_obs", probe["obs"])
         with self.autocast:
             if self.paired:
-                return draw_simplices(["actor", "critic"], self.trunk, obs)
+                return draw_torso(["actor", "critic"], self.trunk, obs)
             features, critic_features = self.features(obs, critic_obs)
-            images = draw_simplices(["shared"], self.trunk, obs)
-            images |= draw_simplices(["actor"], self.actor.torso, features)
-            return images | draw_simplices(["critic"], self.critic.torso, critic_features)
+            images = draw_torso(["shared"], self.trunk, obs)
+            images |= draw_torso(["actor"], self.actor.torso, features)
+            return images | draw_torso(["critic"], self.critic.torso, critic_features)
 
     def describe_gradients(self, probe: TensorDict, old: Gaussian | Categorical) -> dict[str, Tensor]:
         """Return size and noise of the gradients of both losses on rows [B] of a rollout, and the churn of the policy.

@@ -60,7 +60,7 @@ from networks.diagnostics import (
     PROBE,
     describe_gradient,
     describe_torso,
-    draw_simplices,
+    draw_torso,
     gradient_noise,
     greedy_churn,
     micro_batches,
@@ -444,9 +444,9 @@ class PQN:
 
     @torch.no_grad()
     def draw(self, rollout: TensorDict) -> dict[str, Tensor]:
-        """Return images of the simplices, by tag, for the rows that a report looks at; none without SEM."""
+        """Return values for histograms and images of simplices, by tag, for the rows that a report looks at."""
         with self.autocast:
-            return draw_simplices(["critic"], self.layers, rollout[::4].flatten()[:PROBE]["obs"])
+            return draw_torso(["critic"], self.layers, rollout[::4].flatten()[:PROBE]["obs"])
 
     def describe_gradients(self, probe: TensorDict, old: Tensor) -> dict[str, Tensor]:
         """Return size and noise of the gradient on rows [B] of a rollout, and the churn of the policy.

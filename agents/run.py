@@ -471,15 +471,20 @@ class Run(Generic[A]):
         self._return = values.get("charts/episodic_return", self._return)
         return values
 
-    def show(self, step: int, images: Mapping[str, Tensor]) -> None:
-        """Show images [1 or 3, height, width], 0 to 1, by tag, in TensorBoard alone.
+    def show(self, step: int, pictures: Mapping[str, Tensor]) -> None:
+        """Show images [1 or 3, height, width], 0 to 1, and histograms of values [n], by tag, in TensorBoard alone.
+
+        Values that are not finite are left out: they have no place on an axis.
 
         Raises:
             RunError: the disk refuses.
         """
         with self.timer("log"), disk(f"write TensorBoard's events in {self.dir}"):
-            for tag, image in images.items():
-                self.writer.add_image(tag, image, step)
+            for tag, picture in pictures.items():
+                if picture.dim() == 3:
+                    self.writer.add_image(tag, picture, step)
+                elif len(finite := picture[picture.isfinite()]):
+                    self.writer.add_histogram(tag, finite, step)
 
     def sps(self, step: int) -> float:
         """Environment frames per second since the last call, whatever was logged between."""
@@ -640,7 +645,7 @@ class Follower(Run[A]):
         """Nothing: the first process writes."""
         return {}
 
-    def show(self, step: int, images: Mapping[str, Tensor]) -> None:
+    def show(self, step: int, pictures: Mapping[str, Tensor]) -> None:
         """Nothing: the first process shows."""
 
     def sps(self, step: int) -> float:

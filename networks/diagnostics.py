@@ -39,6 +39,8 @@ PROBE = 1_024
 """samples that a report looks at, at most. Of the CPU time of training at the small presets, reports then take 0.7%
 with FastTD3 and FastSAC, 0.4% with PPO on HalfCheetah, and 0.9% on Atari and CartPole, the fastest to train. Half of it
 is for gradients."""
+VALUES = 1 << 17
+"""values that a histogram is made of, at most"""
 
 
 def wide(x: Tensor) -> Tensor:
@@ -509,17 +511,32 @@ def describe_copies(names: Sequence[str], torso: nn.Sequential, x: Tensor) -> di
 
 
 @torch.no_grad()
-def draw_simplices(names: Sequence[str], torso: nn.Sequential, x: Tensor) -> dict[str, Tensor]:
-    """Return `simplex_image` of the codes of a batch, by TensorBoard tag: `sem/{name}_simplices`; nothing without any.
+def draw_torso(names: Sequence[str], torso: nn.Sequential, x: Tensor) -> dict[str, Tensor]:
+    """Return what TensorBoard can show of what a torso makes of a batch, by tag; nothing of an empty one.
 
-    One name is for the torso with all its copies, one below another; several are for one copy each.
+    Values [n] for histograms: the features that it gives (`repr/{name}_features`), those that its last layer gets
+    (`repr/{name}_trunk_features`), and of SEM the largest coordinate of each code (`sem/{name}_largest`, 1/V to 1). An
+    image [1, height, width] of SEM's codes: `simplex_image`, as `sem/{name}_simplices`. One name is for the torso with
+    all its copies, in images one below another; several are for one copy each.
     """
-    block = last_block(torso)
-    codes = None if block is None else activations(torso, x).codes
-    if block is None or codes is None:
+    if not len(torso):
         return {}
-    each = zip(names, [codes] if len(names) == 1 else codes, strict=True)
-    return {f"sem/{name}_simplices": simplex_image(own, block.config.groups) for name, own in each}
+    found, block = activations(torso, x), last_block(torso)
+    out: dict[str, Tensor] = {}
+    for copy, name in enumerate(names):
+        own = found if len(names) == 1 else found.of(copy)
+        out |= {f"repr/{name}_features": thinned(own.after), f"repr/{name}_trunk_features": thinned(own.before)}
+        if block is not None and own.codes is not None:
+            groups = block.config.groups
+            out[f"sem/{name}_largest"] = thinned(simplices(own.codes, groups).amax(-1))
+            out[f"sem/{name}_simplices"] = simplex_image(own.codes, groups)
+    return out
+
+
+def thinned(x: Tensor) -> Tensor:
+    """Return at most `VALUES` of the values, evenly spaced: [...] to [n] float32."""
+    flat = x.flatten()
+    return flat[:: max(1, -(-flat.numel() // VALUES))].float()
 
 
 def last_block(torso: nn.Sequential) -> SEM | None:

@@ -241,11 +241,15 @@ def test_a_run_leaves_what_it_promises(kind: str, tmp_path: Path) -> None:
     for metric, every in (("eval/episodic_return", tiny["eval_every"]), ("charts/SPS", tiny["log_every"])):
         expected = sorted({*range(every, total, every), total})
         assert [int(step) for name, step, _ in rows if name == metric] == expected
-    images = EventAccumulator(str(run_dir), {"images": 0}).Reload()
-    shown = {tag: [event.step for event in images.Images(tag)] for tag in images.Tags()["images"]}
+    events = EventAccumulator(str(run_dir), {"images": 0, "histograms": 0}).Reload()
+    shown = {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
     drawn = sorted({*range(tiny["eval_every"], total, tiny["eval_every"]), total})
     networks = ("critic",) if kind.startswith("pqn") else ("actor", "critic")
     assert shown == {f"sem/{name}_simplices": drawn for name in networks}
+    for tag in ("repr/{}_features", "repr/{}_trunk_features", "sem/{}_largest"):
+        for name in networks:
+            found = events.Histograms(tag.format(name))
+            assert [event.step for event in found] == drawn and all(event.histogram_value.num for event in found)
     assert [int(path.name.removeprefix("step_")) for path in sorted((run_dir / "checkpoints").iterdir())] == [
         tiny["save_every"],
         total,

@@ -716,13 +716,31 @@ def test_simplices_are_drawn_where_there_are_some() -> None:
     alone, several, plain = (
         mlp_torso(6, (12, 10), s, c)[0] for s, c in ((SEMConfig(2, 5), None), (SEMConfig(2, 5), Q), (None, None))
     )
-    image = d.draw_simplices(["actor"], alone, x)["sem/actor_simplices"]
+    image = d.draw_torso(["actor"], alone, x)["sem/actor_simplices"]
     assert torch.equal(image, d.simplex_image(alone(x), 2)) and image.shape == (1, 16, 40)
-    stacked = d.draw_simplices(["critic"], several, x)["sem/critic_simplices"]
-    each = d.draw_simplices("abc", several, x)
-    assert list(each) == [f"sem/{name}_simplices" for name in "abc"]
-    assert torch.equal(torch.cat([*each.values()], 1), stacked) and stacked.shape == (1, Q * 16, 40)
-    assert d.draw_simplices(["a"], plain, x) == d.draw_simplices(["a"], nn.Sequential(), x) == {}
+    stacked = d.draw_torso(["critic"], several, x)["sem/critic_simplices"]
+    each = [image for tag, image in d.draw_torso("abc", several, x).items() if tag.endswith("_simplices")]
+    assert torch.equal(torch.cat(each, 1), stacked) and stacked.shape == (1, Q * 16, 40)
+    assert not [tag for tag in d.draw_torso(["a"], plain, x) if tag.startswith("sem/")]
+    assert d.draw_torso(["a"], nn.Sequential(), x) == {}
+
+
+@torch.no_grad()
+def test_values_for_histograms_are_those_of_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 6)
+    torso = mlp_torso(6, (12, 10), SEMConfig(2, 5), Q)[0]
+    found = d.draw_torso(["a"], torso, x)
+    before, after = torso[:-1](x), torso(x)
+    assert torch.equal(found["repr/a_features"], after.flatten())
+    assert torch.equal(found["repr/a_trunk_features"], before.flatten())
+    assert torch.equal(found["sem/a_largest"], after.unflatten(-1, (2, 5)).amax(-1).flatten())
+    second = d.draw_torso("abc", torso, x)
+    assert torch.equal(second["repr/b_features"], after[1].flatten())
+    assert torch.equal(second["sem/c_largest"], after[2].unflatten(-1, (2, 5)).amax(-1).flatten())
+    monkeypatch.setattr(d, "VALUES", 100)
+    few = d.draw_torso(["a"], torso, x)["repr/a_features"]
+    assert torch.equal(few, after.flatten()[:: -(-Q * 640 // 100)]) and len(few) <= 100
 
 
 @pytest.mark.parametrize("sem", [None, SEMConfig(2, 5)])
@@ -844,10 +862,10 @@ WHOLE: dict[str, Callable[..., Tensor]] = {  # not a mean over copies
     "describe_copies": lambda x, y: total(
         d.describe_copies("abc", torso_on(x.device.type, Q), x if x.dim() == 2 else x[0])
     ),
-    "draw_simplices": lambda x, y: torch.stack(
+    "draw_torso": lambda x, y: torch.stack(
         [
-            *(v.sum() for v in d.draw_simplices(["a"], torso_on(x.device.type), x).values()),
-            *(v.sum() for v in d.draw_simplices("abc", torso_on(x.device.type, Q), x).values()),
+            *(v.sum() for v in d.draw_torso(["a"], torso_on(x.device.type), x).values()),
+            *(v.sum() for v in d.draw_torso("abc", torso_on(x.device.type, Q), x).values()),
         ]
     ).sum(),
     "describe_returns": lambda x, y: total(
