@@ -1,11 +1,12 @@
-"""Frames per second of PPO and SAC in training, beside CleanRL's PPO and the PPO and SAC of Stable-Baselines3.
+"""Frames per second of PPO and SAC in training, beside CleanRL's and LeanRL's PPO and Stable-Baselines3's PPO and SAC.
 
-    python benchmarks/speed.py ppo --cleanrl CHECKOUT --sb3-python PYTHON --out results.json
+    python benchmarks/speed.py ppo --cleanrl CHECKOUT --leanrl CHECKOUT --sb3-python PYTHON --out results.json
 
-CHECKOUT is a copy of github.com/vwxyzjn/cleanrl and PYTHON an interpreter that has stable-baselines3. Both stay outside
-of this repository, and the table says what is missing. Every program trains in a process of its own and stops after
-each turn; they take turns, there and back again, so that whatever else the machine does hits them alike. A row has the
-median of some turns with the least and the largest behind it, after a first turn that does not count.
+The first CHECKOUT is a copy of github.com/vwxyzjn/cleanrl, the second of github.com/pytorch-labs/LeanRL, and PYTHON an
+interpreter that has stable-baselines3. All stay outside of this repository, and the table says what is missing. Every
+program trains in a process of its own and stops after each turn; they take turns, there and back again, so that
+whatever else the machine does hits them alike. A row has the median of some turns with the least and the largest behind
+it, after a first turn that does not count.
 
 What is equal in a task: the simulator (EnvPool of one version, with as many threads as torch), environments, rollout,
 minibatches, epochs, networks; for SAC batch, critics, and updates of actor and critics per frame. Evaluation, logging
@@ -15,7 +16,10 @@ and checkpoints are off. What the programs are:
 2. CleanRL's scripts are run as they are, by their own flags. `SummaryWriter` is replaced, since it logs. The Atari one
    was written for EnvPool's interface of 2022, which is put around the one of today. The continuous one runs twice: on
    Gymnasium's SyncVectorEnv as published, and with EnvPool in its place, normalised for all environments at once.
-3. Stable-Baselines3 gets the same EnvPool, behind fewer layers than its own wrappers have.
+3. LeanRL's scripts, CleanRL's with torch.compile, run likewise, on EnvPool: as they are by default, which compiles
+   nothing, and compiled, on a GPU with CUDA graphs. `wandb` and `tqdm` are replaced, and the copy of the policy that
+   acts has no gradients, as with the tensordict that they were written for.
+4. Stable-Baselines3 gets the same EnvPool, behind fewer layers than its own wrappers have.
 
 The simulator takes the same time in all programs. It has a row of its own, which no learner can exceed on one core, and
 the column `learner` is the processor time of a frame without the simulator's.
@@ -31,7 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
@@ -85,6 +89,8 @@ class Args:
 
     cleanrl: Path | None = None
     """checkout of github.com/vwxyzjn/cleanrl to compare with"""
+    leanrl: Path | None = None
+    """checkout of github.com/pytorch-labs/LeanRL to compare with"""
     sb3_python: Path | None = None
     """interpreter that has stable-baselines3, envpool and torch; by default the one that runs this"""
     tasks: tuple[Literal["atari", "cheetah", "sac"], ...] = ("atari", "cheetah", "sac")
@@ -158,9 +164,9 @@ class Order(NamedTuple):
     threads: int
     device: str
     flags: tuple[str, ...] = ()
-    """of ours"""
+    """of ours and of LeanRL"""
     checkout: str = ""
-    """of CleanRL"""
+    """of CleanRL or LeanRL"""
     on_envpool: bool = True
     """whether CleanRL's continuous script has EnvPool in the place of its environments"""
 
@@ -214,22 +220,75 @@ def run_cleanrl(order: Order, gate: Gate) -> None:
     need("tyro")
     sys.modules["torch.utils.tensorboard"] = module("tensorboard", SummaryWriter=lambda *_: Writer(gate))
     gymnasium = need("gymnasium", "'gymnasium[mujoco]'")
-    if task.images:
-        envpool = need("envpool")
-        make = envpool.make_gymnasium
-        envpool.make = lambda task_id, env_type, **options: old_interface(
-            make(task_id, **options, num_threads=order.threads)
-        )
-        sys.modules["gym"] = module("gym", Wrapper=Wrapper, spaces=gymnasium.spaces)
-    elif order.on_envpool:
-        gymnasium.vector.SyncVectorEnv = lambda thunks: Pool(task, order.threads, normalise=True)
+    if task.images or order.on_envpool:
+        put_envpool(order)
     else:  # Gymnasium 1.0 has made an argument mandatory
         transform = gymnasium.wrappers.TransformObservation
         gymnasium.wrappers.TransformObservation = lambda env, func: transform(env, func, env.observation_space)
-    flags = {name: getattr(task, name) for name in ("env_id", "num_envs", "num_steps", "num_minibatches")}
-    flags |= {"update_epochs": task.update_epochs, "total_timesteps": FOREVER}
+    run_script(path, cleanrl_flags(order))
+
+
+def put_envpool(order: Order) -> None:
+    """Put EnvPool in the place of the environments of CleanRL's scripts, and of those like them."""
+    gymnasium = need("gymnasium", "'gymnasium[mujoco]'")
+    if not order.task.images:
+        gymnasium.vector.SyncVectorEnv = lambda thunks: Pool(order.task, order.threads, normalise=True)
+        return
+    envpool = need("envpool")
+    make = envpool.make_gymnasium
+    envpool.make = lambda task_id, env_type, **options: old_interface(
+        make(task_id, **options, num_threads=order.threads)
+    )
+    sys.modules["gym"] = module("gym", Wrapper=Wrapper, spaces=gymnasium.spaces)
+
+
+def cleanrl_flags(order: Order) -> list[object]:
+    """Return the command line of CleanRL's scripts, and of those like them."""
+    names = ("env_id", "num_envs", "num_steps", "num_minibatches", "update_epochs")
+    flags = {**{name: getattr(order.task, name) for name in names}, "total_timesteps": FOREVER}
     cuda = "--cuda" if order.device.startswith("cuda") else "--no-cuda"
-    run_script(path, [cuda, *(word for name, value in flags.items() for word in (f"--{name}", value))])
+    return [cuda, *(word for name, value in flags.items() for word in (f"--{name}", value))]
+
+
+def run_leanrl(order: Order, gate: Gate) -> None:
+    """Train with one of LeanRL's scripts, by its own command line."""
+    task = order.task
+    script = f"ppo_{'atari_envpool' if task.images else 'continuous_action'}_torchcompile.py"
+    path = Path(order.checkout) / "leanrl" / script
+    if not path.is_file():
+        raise Missing(f"{order.checkout} is no checkout of github.com/pytorch-labs/LeanRL: there is no leanrl/{script}")
+    for package in ("tyro", "tensordict"):
+        need(package)
+
+    class Bar:
+        """In the place of tqdm's: the loop over iterations."""
+
+        def __init__(self, iterations: range) -> None:
+            self._iterations = iterations
+
+        def __iter__(self) -> Iterator[int]:
+            for done, iteration in enumerate(self._iterations):
+                if done:
+                    gate(done * task.num_envs * task.num_steps)
+                yield iteration
+
+        def set_description(self, _: str) -> None:
+            """Do nothing."""
+
+    kind = need("tensordict").TensorDict
+    share = kind.to_module
+
+    def detached(weights: Any, network: Any, *rest: Any, **options: Any) -> Any:
+        """As in the tensordict of its day: the copy of the policy that acts has the weights, and no gradients."""
+        shared = share(weights, network, *rest, **options)
+        network.requires_grad_(False)
+        return shared
+
+    kind.to_module = detached
+    sys.modules["tqdm"] = module("tqdm", tqdm=Bar)
+    sys.modules["wandb"] = module("wandb", init=lambda **_: None, log=lambda *_, **__: None)
+    put_envpool(order)
+    run_script(path, [*cleanrl_flags(order), *order.flags])
 
 
 def run_sb3(order: Order, gate: Gate) -> None:
@@ -279,6 +338,7 @@ def run_simulator(order: Order, gate: Gate) -> None:
 PROGRAMS: dict[str, Callable[[Order, Gate], None]] = {
     "ours": run_ours,
     "CleanRL": run_cleanrl,
+    "LeanRL": run_leanrl,
     "SB3": run_sb3,
     "simulator": run_simulator,
 }
@@ -596,11 +656,18 @@ def lineup(args: Args, task: Task) -> tuple[list[Row], dict[str, str]]:
             rows.append(Row(name, "ours", here, Order("ours", **common, flags=(*flags, *more, *compiled)), off))
     if task.algorithm == "PPO" and args.cleanrl is None:
         missing["CleanRL"] = "not installed: git clone https://github.com/vwxyzjn/cleanrl, and --cleanrl cleanrl"
-    elif task.algorithm == "PPO":
-        order = Order("CleanRL", **common, checkout=str(args.cleanrl))
+    elif task.algorithm == "PPO" and args.cleanrl is not None:
+        order = Order("CleanRL", **common, checkout=str(args.cleanrl.resolve()))
         rows.append(Row("CleanRL, EnvPool", "rival", here, order))
         if not task.images:
             rows.append(Row("CleanRL, as published", "rival", here, order._replace(on_envpool=False)))
+    if task.algorithm == "PPO" and args.leanrl is None:
+        missing["LeanRL"] = "not installed: git clone https://github.com/pytorch-labs/LeanRL, and --leanrl LeanRL"
+    elif task.algorithm == "PPO" and args.leanrl is not None:
+        order = Order("LeanRL", **common, checkout=str(args.leanrl.resolve()))
+        quick = ("--compile", "--cudagraphs") if args.device.startswith("cuda") else ("--compile",)
+        rows.append(Row("LeanRL, EnvPool", "rival", here, order))
+        rows.append(Row(f"LeanRL {' '.join(quick)}", "rival", here, order._replace(flags=quick)))
     rows.append(Row(f"SB3 {task.algorithm}, EnvPool", "rival", str(args.sb3_python or here), Order("SB3", **common)))
     rows.append(Row("simulator alone", "simulator", here, Order("simulator", **common)))
     return rows, missing

@@ -694,7 +694,8 @@ def check_out(out: Path | None) -> None:
 
 def check_paths(args: rivals.Args | reach.Args) -> None:
     """Fail with one line where one of the others is not where it is said to be."""
-    for flag, path in (("--cleanrl", args.cleanrl), ("--sb3-python", args.sb3_python)):
+    paths = {"--cleanrl": args.cleanrl, "--leanrl": getattr(args, "leanrl", None), "--sb3-python": args.sb3_python}
+    for flag, path in paths.items():
         config.require(path is None or path.exists(), f"{flag} {path}: there is no such file")
 
 
@@ -724,7 +725,8 @@ def training(argv: Sequence[str]) -> None:
     threads = args.threads or machine.available_cores()
     torch.set_num_threads(threads)
     report = begin(args, args.device)
-    report["cleanrl"] = git_revision(args.cleanrl) if args.cleanrl else None
+    for name, path in (("cleanrl", args.cleanrl), ("leanrl", args.leanrl)):
+        report[name] = git_revision(path) if path else None
     try:
         rivals.run(replace(args, threads=threads), report)
     except rivals.Missing as missing:
@@ -786,6 +788,8 @@ class GpuArgs:
     """checkout of github.com/younggyoseo/FastTD3 to compare with"""
     cleanrl: Path | None = None
     """checkout of github.com/vwxyzjn/cleanrl to compare with"""
+    leanrl: Path | None = None
+    """checkout of github.com/pytorch-labs/LeanRL to compare with"""
     sb3_python: Path | None = None
     """interpreter that has stable-baselines3"""
     device: str = "cuda"
@@ -797,7 +801,7 @@ class GpuArgs:
 ON_GPU: dict[str, tuple[str, tuple[str, ...]]] = {  # name: command, and which of the flags it takes
     "update": ("--batch-size 32768 --repeats 5 --folder {out}", ("reference",)),
     "update-compiled": ("--batch-size 32768 --repeats 5 --compile", ("reference",)),
-    "ppo": ("ppo --repeats 5 --turn 8192 --tasks atari cheetah", ("cleanrl", "sb3_python")),
+    "ppo": ("ppo --repeats 5 --turn 8192 --tasks atari cheetah", ("cleanrl", "leanrl", "sb3_python")),
     "envs": ("envs --tasks HalfCheetah-v5 Humanoid-v5 --backends mjwarp --worlds 1024 4096 16384 --repeats 3", ()),
     "together": ("together --size reference --runs 1 2 4 --frames 60000", ()),
     "together-small": ("together --size small --runs 1 2 4 8 --frames 20000", ()),

@@ -699,6 +699,24 @@ def parts_table() -> str:
     return "\n".join(out)
 
 
+def reach_table(name: str) -> str:
+    """Return frames and processor time to a return, from what `speed.py reach` has written."""
+
+    def spread(of: list[float | None]) -> str:
+        median, least, largest = ("never" if x is None else f"{x:,.0f}" for x in of)
+        return median if least == largest else f"{median} ({least} to {largest})"
+
+    out = [
+        "| program | seeds | frames | processor time, s | times as fast as the best other |",
+        "|---|---|---|---|---|",
+    ]
+    for row in json.loads(read(RESULTS / f"{name}.json"))["results"]:
+        faster = f"{row['speedup']:.1f}" if row["speedup"] else ""
+        seen = f"{spread(row['frames'])} | {spread(row['seconds'])}"
+        out.append(f"| {row['program']} | {row['seeds']} | {seen} | {faster} |")
+    return "\n".join(out)
+
+
 def own_task(module: str) -> str:
     """Return the example in the docstring of a module of `envs`, as a block that is run."""
     lines = (importlib.import_module(f"envs.{module}").__doc__ or "").splitlines()
@@ -711,7 +729,7 @@ TABLES = {
     **{"flags": flag_table, "presets": preset_table, "results": result_table, "toy": toy_table, "cost": cost_table},
     **{"controls": control_table, "diagnostics": diagnostics_table},
     **{"coverage": coverage_table, "bootstrap": bootstrap_table, "report": report_table, "own": own_task},
-    **{"native": native_table, "adapters": adapter_table, "parts": parts_table},
+    **{"native": native_table, "adapters": adapter_table, "parts": parts_table, "reach": reach_table},
 }
 MARKED = re.compile(r"(<!-- table: (\w+) ([^\n]*?)-->\n)(?:(?!<!-- table).)*?(<!-- end -->)", re.DOTALL)
 

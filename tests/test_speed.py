@@ -34,7 +34,8 @@ SMALL = [
 ]
 TASKS = [*speed.UPDATES, "replay sample, n_step 1", "replay sample, n_step 3", "replay add"]
 CPU = torch.device("cpu")
-CLEANRL, SB3_PYTHON = os.environ.get("CLEANRL_REFERENCE"), os.environ.get("SB3_PYTHON")
+CLEANRL, LEANRL = os.environ.get("CLEANRL_REFERENCE"), os.environ.get("LEANRL_REFERENCE")
+SB3_PYTHON = os.environ.get("SB3_PYTHON")
 POLE = Task("PPO", "CartPole-v1", 3, (8, 8), (2, 4, 2, 4), num_steps=16, num_minibatches=2, update_epochs=1)
 PENDULUM = replace(POLE, env_id="Pendulum-v1")
 PONG = replace(POLE, env_id="Pong-v5", images=True)
@@ -618,10 +619,59 @@ def test_scripts_like_cleanrls_run_as_they_are(case: str, tmp_path: Path, monkey
     assert seen == [3, 6, 9, 12]
 
 
+LEANRL_SCRIPT = """
+import sys
+import gymnasium as gym
+import numpy as np
+import tqdm
+import wandb
+from tensordict import from_module
+from torch import nn
+
+assert sys.argv[-1] == "--compile" and "--no-cuda" in sys.argv
+wandb.init(project="x", save_code=True)
+envs = gym.vector.SyncVectorEnv([])
+envs.reset()
+learner, actor = nn.Linear(3, 1), nn.Linear(3, 1)
+from_module(learner).data.to_module(actor)
+assert actor.weight.data_ptr() == learner.weight.data_ptr() and learner.weight.requires_grad
+bar = tqdm.tqdm(range(1, 100))
+for iteration in bar:
+    obs, reward, terminated, truncated, infos = envs.step(actor(actor.weight.new_zeros(3, 3)).numpy())
+    bar.set_description("x")
+    wandb.log({"reward": reward}, step=iteration)
+"""
+
+
+def test_scripts_like_leanrls_run_as_they_are(tmp_path: Path) -> None:
+    script = tmp_path / "leanrl" / "ppo_continuous_action_torchcompile.py"
+    script.parent.mkdir()
+    script.write_text(LEANRL_SCRIPT)
+    order = Order("LeanRL", PENDULUM, 1, "cpu", flags=("--compile",), checkout=str(tmp_path))
+    with program(tmp_path, order) as like:
+        assert like.start()[1].frames == 48, "3 environments, 16 steps"
+        assert like.turn(50).frames == 96
+    why = r"is no checkout of .*LeanRL: there is no leanrl/ppo_atari_envpool_torchcompile\.py$"
+    with program(tmp_path, order._replace(task=PONG)) as absent, pytest.raises(Missing, match=why):
+        absent.start()
+
+
+def test_leanrl_runs_as_by_default_and_as_fast_as_it_can(tmp_path: Path) -> None:
+    rows, missing = rivals.lineup(rivals.Args(leanrl=tmp_path, device="cuda"), PENDULUM)
+    assert {row.name: row.order.flags for row in rows if row.order.program == "LeanRL"} == {
+        "LeanRL, EnvPool": (),
+        "LeanRL --compile --cudagraphs": ("--compile", "--cudagraphs"),
+    }
+    assert list(missing) == ["CleanRL"]
+    assert list(rivals.lineup(rivals.Args(), PENDULUM)[1]) == ["CleanRL", "LeanRL"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("order", "frames"),
     [
+        (Order("LeanRL", replace(PONG, num_envs=2), 1, "cpu"), 64),
+        (Order("LeanRL", replace(PENDULUM, env_id="HalfCheetah-v5"), 1, "cpu"), 96),
         (Order("CleanRL", replace(PONG, num_envs=2), 1, "cpu"), 64),
         (Order("CleanRL", replace(PENDULUM, env_id="HalfCheetah-v5"), 1, "cpu"), 96),
         (Order("CleanRL", replace(PENDULUM, env_id="HalfCheetah-v5"), 1, "cpu", on_envpool=False), 96),
@@ -629,14 +679,25 @@ def test_scripts_like_cleanrls_run_as_they_are(case: str, tmp_path: Path, monkey
         (Order("SB3", PENDULUM, 1, "cpu"), 96),
         (Order("SB3", Task("SAC", "Pendulum-v1", 3, (8, 8), (2, 4, 2, 4), batch_size=8, num_updates=2), 1, "cpu"), 51),
     ],
-    ids=["CleanRL Atari", "CleanRL EnvPool", "CleanRL as published", "SB3 Atari", "SB3 PPO", "SB3 SAC"],
+    ids=[
+        "LeanRL Atari",
+        "LeanRL",
+        "CleanRL Atari",
+        "CleanRL EnvPool",
+        "CleanRL as published",
+        "SB3 Atari",
+        "SB3 PPO",
+        "SB3 SAC",
+    ],
 )
 def test_the_rivals_themselves_train_under_the_gate(tmp_path: Path, order: Order, frames: int) -> None:
-    if not (CLEANRL if order.program == "CleanRL" else SB3_PYTHON):
-        pytest.skip("set CLEANRL_REFERENCE to a checkout, SB3_PYTHON to an interpreter that has stable-baselines3")
+    checkout = {"CleanRL": CLEANRL, "LeanRL": LEANRL}.get(order.program)
+    if not (SB3_PYTHON if order.program == "SB3" else checkout):
+        need = "CLEANRL_REFERENCE and LEANRL_REFERENCE to checkouts, SB3_PYTHON to an interpreter that has it"
+        pytest.skip(f"{order.program} is not here: set {need}")
     python = SB3_PYTHON if order.program == "SB3" else sys.executable
     assert python is not None
-    order = order._replace(checkout=str(Path(CLEANRL or "").resolve()))
+    order = order._replace(checkout=str(Path(checkout or "").resolve()))
     with program(tmp_path, order, python) as rival:
         rival.start()
         turn = rival.turn(50)
