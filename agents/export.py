@@ -154,7 +154,7 @@ def to_task(env: VecEnv, action: Tensor) -> np.ndarray:
         return own(action.numpy())
     if isinstance(env.action_space, Discrete):
         return action.numpy()
-    low, high = env.action_bounds or (-1.0, 1.0)
+    low, high = (-1.0, 1.0) if env.action_bounds is None else env.action_bounds
     clipped = action.clamp(-1, 1).double().numpy()
     return ((high + low) / 2 + (high - low) / 2 * clipped).astype(np.float32)
 

@@ -189,7 +189,7 @@ def in_range(modules: Mapping[str, Tensor], env: VecEnv) -> Mapping[str, Tensor]
         return modules
     bias = modules["actor.head.bias"]
     low, high = (torch.from_numpy(bound).to(bias.device, torch.float64) for bound in env.action_bounds)
-    reach = (high - low) / 2
+    reach = torch.where(high > low, (high - low) / 2, 1.0)  # what cannot move has no range to scale
     changed = {
         "actor.head.weight": modules["actor.head.weight"] / reach[:, None],
         "actor.head.bias": (bias - (high + low) / 2) / reach,

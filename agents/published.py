@@ -12,9 +12,9 @@ Optimisers and the scale of rewards start afresh too. CleanRL's TD3, SAC and DQN
 """
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -54,7 +54,11 @@ def read(path: Path, agent: str | None) -> Published:
     if agent not in READERS:
         whose = " and ".join(f"{name} for agents/{ours}.py" for ours, (name, _) in READERS.items())
         raise RunError(f"{path} is a file: {whose} can be read, agents/{agent}.py starts from a run directory")
-    return READERS[agent][1](path)
+    found = READERS[agent][1](path)
+    for name, x in found.modules.items():
+        if not x.is_floating_point() or x.device.type != "cpu" or x.layout != torch.strided:
+            raise RunError(f"{path} does not fit: {name} is no dense tensor of floating-point numbers")
+    return found
 
 
 def load(path: Path) -> Any:
@@ -64,10 +68,14 @@ def load(path: Path) -> Any:
         RunError: it is none, or holds more.
     """
     try:
-        with disk(f"read {path}"):
+        with disk(f"read {path}"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how old or foreign a file is
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, EOFError, RuntimeError) as error:
-        raise RunError(f"{path} cannot be read: {error}".partition("\n")[0]) from error
+    except RunError:
+        raise
+    except Exception as error:  # what torch's unpickler raises for bytes that are none of its own is anybody's guess
+        why = "torch.save has not written it, it is damaged, or it holds more than tensors and plain values"
+        raise RunError(f"{path} cannot be read: {why}") from error
 
 
 # ---- FastTD3 ---------------------------------------------------------------------------------------------------------
@@ -187,82 +195,113 @@ def read_cleanrl(path: Path) -> Published:
         RunError: it is none, holds more than tensors, or has networks that are not ours.
     """
     file = load(path)
-    if isinstance(file, list | tuple):
+    if isinstance(file, list | tuple) and len(file) > 1 and all(isinstance(part, Mapping) for part in file):
         raise RunError(
             f"{path} holds {len(file)} networks, as CleanRL's TD3 and DDPG write them: agents/ppo.py can start from "
             "its PPO alone, and critics that give a number for an action are no agent's here"
         )
     if not isinstance(file, Mapping) or not all(isinstance(x, Tensor) for x in file.values()):
         raise RunError(f"{path} is no checkpoint of CleanRL's PPO: it is not the state_dict() of its networks")
+    if other := sorted(str(name) for name, x in file.items() if not isinstance(name, str) or not x.is_floating_point()):
+        raise RunError(f"{path} does not fit: CleanRL's PPO has no {other[0]} of that type")
     state = {name: x.float() for name, x in uncompiled(file).items()}
     log_std = state.pop("actor_logstd", None)
     if other := sorted(name for name in state if not LAYER.fullmatch(name)):
         raise RunError(f"{path} does not fit: CleanRL's PPO has no {other[0]}")
+    images, continuous = "network.0.weight" in state, log_std is not None
     try:
-        modules = of_images(state) if "network.0.weight" in state else of_vectors(state, log_std)
+        modules, actor, critic = of_images(state) if images else of_vectors(state, log_std)
     except (KeyError, ValueError, IndexError, RuntimeError) as error:
         why = "its networks are not those of CleanRL's PPO"
         raise RunError(f"{path} does not fit: {why} ({type(error).__name__}: {error})".replace("\n", " ")) from error
-    images, continuous = "network.0.weight" in state, log_std is not None
-    actor, critic = (
-        [state["network.7.weight"]] if images else [weight for weight, _ in layers(state, name)[:-1]]
-        for name in ("actor_mean" if continuous else "actor", "critic")
-    )
     settings: dict[str, Any] = {
-        **{"actor_hidden": tuple(len(x) for x in actor), "critic_hidden": tuple(len(x) for x in critic)},
-        **{"activation": "tanh", "torso": "mlp", "share_hidden": True, "state_dependent_std": False},
-        **{"obs_norm": continuous, "obs_clip": 10.0, "sem": False, "bottleneck": "auto"},
+        **{"actor_hidden": actor, "critic_hidden": critic, "activation": "tanh", "torso": "mlp", "share_hidden": True},
+        **{"state_dependent_std": False, "obs_norm": continuous, "obs_clip": 10.0, "sem": False, "bottleneck": "auto"},
+        **({"init_std": 1.0} if continuous else {}),
     }
     name, told, _ = path.resolve().parent.name.partition("__")  # task__script__seed__time
-    task = name if told else f"its own task, of {actor[0].shape[1] if actor and not images else 'other'} observations"
+    seen = "images" if images else f"{layers(state, 'critic')[0][0].shape[1]} observations"
     lacking = ("reward_scale.", "obs_norm.", "critic_obs_norm.")
+    task = name if told else f"its own task, of {seen}"
     return Published(task, 0, settings, modules, lacking, own_units=continuous)
 
 
-def of_vectors(state: Mapping[str, Tensor], log_std: Tensor | None) -> dict[str, Tensor]:
-    """Return hidden layers and heads of actor and critic, by our names; those that are alike are two copies in one."""
-    actor, critic = layers(state, "actor" if log_std is None else "actor_mean"), layers(state, "critic")
-    modules = {} if log_std is None else {"actor.log_std": log_std.reshape(-1)}
+Networks = tuple[dict[str, Tensor], tuple[int, ...], tuple[int, ...]]
+"""parameters by our names, and the units of the hidden layers of actor and critic"""
+
+
+def of_vectors(state: Mapping[str, Tensor], log_std: Tensor | None) -> Networks:
+    """Return hidden layers and heads of actor and critic; hidden layers that are alike are two copies in one.
+
+    Raises:
+        ValueError: the file has other networks too, or the deviations are not as many as the actions.
+    """
+    policy = "actor" if log_std is None else "actor_mean"
+    if other := sorted(name for name in state if not name.startswith((f"{policy}.", "critic."))):
+        raise ValueError(f"{other[0]} is no layer of it")
+    actor, critic = layers(state, policy), layers(state, "critic")
+    modules: dict[str, Tensor] = {}
+    if log_std is not None:
+        if log_std.numel() != len(actor[-1][1]):
+            raise ValueError(f"actor_logstd has {log_std.numel()} numbers, the policy gives {len(actor[-1][1])}")
+        modules["actor.log_std"] = log_std.reshape(-1)
+    units = tuple(len(bias) for _, bias in actor[:-1]), tuple(len(bias) for _, bias in critic[:-1])
     for name, own in (("actor", actor), ("critic", critic)):
         modules |= {f"{name}.head.weight": own[-1][0], f"{name}.head.bias": own[-1][1]}
     if [weight.shape for weight, _ in actor[:-1]] == [weight.shape for weight, _ in critic[:-1]]:
         for index, both in enumerate(zip(actor[:-1], critic[:-1], strict=True)):
             modules[f"trunk.{2 * index}.weight"] = torch.stack([weight.T for weight, _ in both]).contiguous()
             modules[f"trunk.{2 * index}.bias"] = torch.stack([bias[None] for _, bias in both])
-        return modules
+        return modules, *units
     for name, own in (("actor", actor), ("critic", critic)):
         for index, (weight, bias) in enumerate(own[:-1]):
             modules |= {f"{name}.torso.{2 * index}.weight": weight, f"{name}.torso.{2 * index}.bias": bias}
-    return modules
+    return modules, *units
 
 
-def of_images(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return convolutions, the hidden layer that actor and critic share, and heads, by our names."""
+def of_images(state: Mapping[str, Tensor]) -> Networks:
+    """Return convolutions, the hidden layer that actor and critic share, and heads.
+
+    Raises:
+        ValueError: it is another network.
+    """
     for name, kernel in CONVOLUTIONS.items():
         if state[f"{name}.weight"].shape[2:] != kernel:
-            raise ValueError(f"{name} has a kernel of {tuple(state[f'{name}.weight'].shape[2:])}")
+            raise ValueError(f"{name} has weights of {tuple(state[f'{name}.weight'].shape)}")
+    for name in ("network.7", "actor", "critic"):
+        if state[f"{name}.weight"].dim() != 2:
+            raise ValueError(f"{name} has weights of {tuple(state[f'{name}.weight'].shape)}")
     trunk = {f"{name}.{kind}": (name, kind) for name in (*CONVOLUTIONS, "network.7") for kind in ("weight", "bias")}
     heads = {f"{name}.{kind}": (name, kind) for name in ("actor", "critic") for kind in ("weight", "bias")}
     if other := sorted(state.keys() - trunk.keys() - heads.keys()):
         raise ValueError(f"{other[0]} is no layer of it")
-    return {
+    modules = {
         # one later: here the bytes are made numbers by a layer of their own
         **{f"trunk.{int(name[-1]) + 1}.{kind}": state[key] for key, (name, kind) in trunk.items()},
         **{f"{name}.head.{kind}": state[key] for key, (name, kind) in heads.items()},
     }
+    units = (len(state["network.7.weight"]),)
+    return modules, units, units
 
 
 def layers(state: Mapping[str, Tensor], network: str) -> list[tuple[Tensor, Tensor]]:
     """Return weight [out, in] and bias [out] of the layers of one of their networks, in order.
 
     Raises:
-        ValueError: between them there is not one activation each.
+        ValueError: there is no hidden layer, between two layers is not one activation each, or they do not fit.
     """
     own = [name.split(".") for name in state if name.startswith(f"{network}.")]
-    numbers = sorted({int(name[1]) for name in own})
-    if numbers != list(range(0, 2 * len(numbers), 2)) or not numbers:
-        raise ValueError(f"{network} has layers {numbers}, and not every second one")
-    return [(state[f"{network}.{x}.weight"], state[f"{network}.{x}.bias"]) for x in numbers]
+    numbers = sorted({int(name[1]) for name in own if name[1].isdigit()})
+    if len(numbers) < 2 or numbers != list(range(0, 2 * len(numbers), 2)):
+        raise ValueError(f"{network} has layers {numbers}, must have two or more, and every second number")
+    found = [(state[f"{network}.{x}.weight"], state[f"{network}.{x}.bias"]) for x in numbers]
+    width = found[0][0].shape[-1:]
+    for x, (weight, bias) in zip(numbers, found, strict=True):
+        if weight.dim() != 2 or weight.shape[1:] != width or bias.shape != weight.shape[:1]:
+            shapes = f"weights of {tuple(weight.shape)} and a bias of {tuple(bias.shape)}"
+            raise ValueError(f"{network}.{x} has {shapes}")
+        width = bias.shape
+    return found
 
 
 READERS: dict[str, tuple[str, Callable[[Path], Published]]] = {

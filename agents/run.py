@@ -82,6 +82,8 @@ STOP_SIGNALS = (
 ROOT = Path(__file__).resolve().parents[1]
 EXIT_STATUS = {"done": 0, "failed": 1, "interrupted": os.EX_TEMPFAIL}
 HEARTBEAT_S = 10.0
+LAST_BIN = 1e19
+"""TensorBoard's histograms end at 1e20, and values that are all beyond it are an error there"""
 
 
 # ---- time ----------------------------------------------------------------------------------------------------------
@@ -474,7 +476,7 @@ class Run(Generic[A]):
     def show(self, step: int, pictures: Mapping[str, Tensor]) -> None:
         """Show images [1 or 3, height, width], 0 to 1, and histograms of values [n], by tag, in TensorBoard alone.
 
-        Values that are not finite are left out: they have no place on an axis.
+        Values that are not finite are left out: they have no place on an axis. Those beyond its last bin are in it.
 
         Raises:
             RunError: the disk refuses.
@@ -484,7 +486,7 @@ class Run(Generic[A]):
                 if picture.dim() == 3:
                     self.writer.add_image(tag, picture, step)
                 elif len(finite := picture[picture.isfinite()]):
-                    self.writer.add_histogram(tag, finite, step)
+                    self.writer.add_histogram(tag, finite.clamp(-LAST_BIN, LAST_BIN), step)
 
     def sps(self, step: int) -> float:
         """Environment frames per second since the last call, whatever was logged between."""

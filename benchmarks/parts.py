@@ -147,6 +147,10 @@ class Optimizer:
         """Return what a checkpoint has."""
         return self.optimizer.state_dict()
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.optimizer.load_state_dict(state)
+
 
 class Rectified(Optimizer):
     """The same for RAdam."""

@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for kind in vars(agent).values():  # pictures and rows of diagnostics look into what has been replaced
         if isinstance(kind, type) and kind.__module__ == agent.__name__ and hasattr(kind, "draw"):
             kind.draw = lambda *_: {}
-    return int(agent.main([*flags, "--amp", "off", "--log-every", "0"]))
+    fixed = [] if "--resume" in flags else ["--amp", "off", "--log-every", "0"]
+    return int(agent.main([*flags, *fixed]))
 
 
 if __name__ == "__main__":

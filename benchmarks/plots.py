@@ -30,6 +30,7 @@ from benchmarks.study import (
     curves,
     curves_over_tasks,
     digits_for,
+    in_sight,
     number,
     values_at,
 )
@@ -248,7 +249,8 @@ def efficiency_plot(study: Study, measure: str, overlays: Sequence[Overlay] = ()
     direct = len(study.variants) <= 8
     budgets = {study.budget[task] for task in study.together}
     frames = budgets.pop() if len(budgets) == 1 else 0
-    published = [curve for curve in overlays if curve.measure == measure and frames]
+    published = [curve for curve in overlays if curve.measure == measure and in_sight(study, curve)]
+    strange = [curve for curve in published if overlay_colour(study, curve) == PUBLISHED]
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -281,7 +283,7 @@ def efficiency_plot(study: Study, measure: str, overlays: Sequence[Overlay] = ()
         )
     caption += without(study, study.together)
     title = "Sample efficiency over all tasks" + ("" if measure == "iqm" else f", {measure.replace('_', ' ')}")
-    return Plot(measure, title, caption, 3.4, draw, () if direct else all_names(study))
+    return Plot(measure, title, caption, 3.4, draw, () if direct else all_names(study, strange))
 
 
 MEASURES = {"iqm": "IQM of", "median": "median", "mean": "mean", "optimality_gap": "optimality gap of"}

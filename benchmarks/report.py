@@ -76,6 +76,7 @@ from benchmarks.study import (
     as_text,
     curves,
     digits_for,
+    in_sight,
     number,
     read_overlay,
     revision_of,
@@ -806,11 +807,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         study = Study(collect(args.dirs, args.metric), args)
         overlays = [curve for path in args.overlay for curve in read_overlay(path, study.metric)]
-        overlays = [curve for curve in overlays if not curve.measure or study.together]
     except (OSError, ValueError) as error:
         config.fail(str(error))
-    if args.overlay and not overlays:
-        study.notes.append("No published curve is of these tasks.")
+    seen = [curve for curve in overlays if in_sight(study, curve)]
+    if args.overlay and not seen:
+        study.notes.append("No published curve is of these tasks and within these frames.")
+    if any(curve.measure for curve in overlays) and len({study.budget[task] for task in study.together}) != 1:
+        why = "for want of two tasks or more that have a common scale and the same number of frames"
+        study.notes.append(f"Published curves over all tasks are not drawn, {why}.")
+    overlays = seen
     try:
         folder = out / "plots"
         folder.mkdir(parents=True, exist_ok=True)

@@ -508,6 +508,12 @@ class Overlay(NamedTuple):
     """of all tasks, one of `stats.AGGREGATES`: what `mean` is then"""
 
 
+def in_sight(study: Study, overlay: Overlay) -> bool:
+    """Whether any point of a published curve is within the frames that are compared; of all tasks, if these are one."""
+    frames = {study.budget[task] for task in (study.together if overlay.measure else [overlay.task])}
+    return len(frames) == 1 and bool(((overlay.steps >= 0) & (overlay.steps <= 1.0001 * max(frames))).any())
+
+
 def read_overlay(path: Path, metric: Mapping[str, str]) -> list[Overlay]:
     """Return the curves in a file that are of our tasks, given our metric of each.
 
@@ -520,7 +526,10 @@ def read_overlay(path: Path, metric: Mapping[str, str]) -> list[Overlay]:
     if path.suffix != ".json":
         return _tidy_overlay(path, metric)
     found = []
-    content = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:  # of JSON, or of its characters
+        raise ValueError(f"{path} is no JSON: {error}") from error
     for theirs, entry in content.items() if isinstance(content, dict) else [("the file", content)]:
         levels = {path.stem: entry} if not isinstance(entry, dict) or "return" in entry else entry
         for name, curve in levels.items():
@@ -539,18 +548,22 @@ def read_overlay(path: Path, metric: Mapping[str, str]) -> list[Overlay]:
 def _tidy_overlay(path: Path, metric: Mapping[str, str]) -> list[Overlay]:
     """Curves in a tidy CSV file, at the steps that all seeds have between them."""
     groups: dict[tuple[str, str, str], list[Series]] = defaultdict(list)
-    for run in read_tidy(path):
+    try:
+        runs = read_tidy(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: {error}") from error
+    for run in runs:
         if run.task == EVERY_TASK:
             for measure in [name for name in stats.AGGREGATES if name in run.series]:
                 groups[run.variant, EVERY_TASK, measure].append(run.series[measure])
         elif (task := same_task(run.task, metric)) and metric[task] in run.series:
             groups[run.variant, task, ""].append(run.series[metric[task]])
     found = []
-    for (name, task, measure), runs in groups.items():
-        low, high = max(run.steps[0] for run in runs), min(run.steps[-1] for run in runs)
-        steps = np.unique(np.concatenate([run.steps for run in runs]))
+    for (name, task, measure), seeds in groups.items():
+        low, high = max(run.steps[0] for run in seeds), min(run.steps[-1] for run in seeds)
+        steps = np.unique(np.concatenate([run.steps for run in seeds]))
         steps = steps[(steps >= low) & (steps <= high)]
-        mean = np.mean([np.interp(steps, run.steps, run.values) for run in runs], axis=0)
+        mean = np.mean([np.interp(steps, run.steps, run.values) for run in seeds], axis=0)
         found.append(Overlay(name, task, steps, np.full(len(steps), math.nan), mean, measure))
     return found
 

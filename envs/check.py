@@ -125,9 +125,15 @@ def space_violations(env: VecEnv, num_envs: int) -> Iterator[str]:
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         yield f"max_episode_steps is {limit!r}: make it an int of at least 1, or None if nothing is ever truncated"
     if (bounds := env.action_bounds) is not None:
-        known = len(bounds) == 2 and all(isinstance(bound, np.ndarray) for bound in bounds)
-        if not known or any(bound.shape != action.shape or not np.isfinite(bound).all() for bound in bounds):
-            yield f"action_bounds are {bounds}: make them two arrays of {action.shape}, what -1 and 1 are in the task"
+        try:
+            low, high = np.asarray(bounds[0], np.float64), np.asarray(bounds[1], np.float64)
+            known = isinstance(bounds, tuple) and len(bounds) == 2 and low.shape == high.shape == action.shape
+            known = known and bool(np.isfinite([low, high]).all() and (low <= high).all())
+        except (TypeError, ValueError, IndexError):
+            known = False
+        if not known:
+            told = " ".join(str(bounds).split())
+            yield f"action_bounds are {told}: make them two arrays of {action.shape}, what -1 and 1 are in the task"
 
 
 def draw_actions(env: VecEnv, steps: int, seed: int, same: bool = False) -> Iterator[Tensor]:

@@ -171,6 +171,8 @@ def test_an_agent_without_any_trains(agent: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "final evaluation" in done.stdout
     assert json.loads((tmp_path / "run" / "config.json").read_text())["amp"] == "off"
+    resumed = plainly(agent, "--resume", str(tmp_path / "run"), "--total-timesteps", "960", "--quiet")
+    assert resumed.returncode == 0 and "final evaluation" in resumed.stdout, resumed.stderr
 
 
 def test_which_agents_there_are_is_said() -> None:

@@ -8,6 +8,7 @@ import copy
 import json
 import math
 import os
+import pickle
 import re
 import runpy
 from itertools import pairwise
@@ -199,6 +200,25 @@ def refused(module: Any, source: Path, message: str, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello world", b"no checkpoint", b"\x80\x02.", b"a.", b"e", b"u.", b"{}", bytes(100), b"PK\x03\x04"],
+)
+@pytest.mark.parametrize("agent", [fasttd3, ppo])
+@pytest.mark.filterwarnings("error")
+def test_what_torch_has_not_saved_is_one_line(
+    agent: Any, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "theirs.pt").write_bytes(content)
+    refused(agent, tmp_path / "theirs.pt", "theirs.pt cannot be read: torch.save has not written it", capsys, tmp_path)
+
+
+def test_a_plain_pickle_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for protocol in range(6):
+        (tmp_path / "theirs.pt").write_bytes(pickle.dumps({"a": 1.5}, protocol))
+        refused(ppo, tmp_path / "theirs.pt", "theirs.pt (cannot be read|is no checkpoint)", capsys, tmp_path)
+
+
 def test_other_files_agents_and_tasks_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.pt").write_text("no checkpoint")
     refused(fasttd3, tmp_path / "text.pt", "cannot be read", capsys, tmp_path)
@@ -371,7 +391,24 @@ def test_a_run_goes_on_from_cleanrls_file(tmp_path: Path) -> None:
         (lambda: stack(3, 4, 1).state_dict(), "CleanRL's PPO has no 0.bias"),
         (lambda: {**Plain(3, 2).state_dict(), "critic.1.weight": torch.ones(1)}, "critic has layers"),
         (lambda: {"critic.0.weight": torch.ones(1, 3)}, "actor has layers"),
-        (lambda: {**Images(3, 64, 2).state_dict(), "network.2.weight": torch.ones(64, 32, 5, 5)}, "has a kernel of"),
+        (lambda: [torch.ones(2)], "is no checkpoint of CleanRL's PPO"),
+        (lambda: {0: torch.ones(2)}, "has no 0 of that type"),
+        (lambda: {name: x.to(torch.complex64) for name, x in Plain(3, 2).state_dict().items()}, "of that type"),
+        (lambda: {name: x.to("meta") for name, x in Plain(3, 2).state_dict().items()}, "is no dense tensor"),
+        (lambda: Continuous(3, 1, (), ()).state_dict(), "must have two or more"),
+        (lambda: {**Plain(3, 2).state_dict(), "actor.2.weight": torch.ones(64)}, r"actor\.2 has weights of \(64,\)"),
+        (lambda: {**Plain(3, 2).state_dict(), "actor.0.weight": torch.tensor(1.0)}, r"actor\.0 has weights of \(\)"),
+        (lambda: {**Plain(3, 2).state_dict(), "actor.0.bias": torch.ones(3)}, r"and a bias of \(3,\)"),
+        (lambda: {**Continuous(3, 1, (8,), (8,)).state_dict(), "actor_logstd": torch.ones(2)}, "has 2 numbers"),
+        (
+            lambda: {**Continuous(3, 1, (8,), (8,)).state_dict(), "actor.0.weight": torch.ones(2, 2)},
+            "is no layer of it",
+        ),
+        (lambda: {**Images(3, 64, 2).state_dict(), "network.7.weight": torch.tensor(1.0)}, r"network\.7 has weights"),
+        (
+            lambda: {**Images(3, 64, 2).state_dict(), "network.2.weight": torch.ones(64, 32, 5, 5)},
+            r"network\.2 has weights of \(64, 32, 5, 5\)",
+        ),
         (lambda: {**Images(3, 64, 2).state_dict(), "network.9.weight": torch.ones(1)}, "network.9.weight is no layer"),
         (lambda: Plain(4, 2).state_dict() | {"critic.4.bias": torch.tensor([torch.nan])}, "is not finite"),
         (lambda: Continuous(5, 1, (8,), (8,)).state_dict(), "its own task, of 5 observations"),

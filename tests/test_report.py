@@ -751,7 +751,7 @@ def test_curves_over_all_tasks(tmp_path: Path) -> None:
     assert {"iqm", "mean"} < shown.keys() and "median" not in shown
     assert "published" not in shown["curves"].caption, "they are of no single task"
     for name, expected in (
-        ("mean", [[(100, 0.1), (900, 0.2)], [(500, 0.6)], []]),
+        ("mean", [[(100, 0.1), (900, 0.2)], [(500, 0.6)]]),
         ("iqm", [[(500, 0.7)]]),
     ):
         figure = Figure()
@@ -762,10 +762,17 @@ def test_curves_over_all_tasks(tmp_path: Path) -> None:
         assert points == expected
         colours = {line.get_color() for line in axes.get_lines() if line.get_linestyle() == "-"}
         own = [line.get_color() for line in lines_of]
-        assert [colour in colours for colour in own] == ([True, False, True] if name == "mean" else [True])
+        assert [colour in colours for colour in own] == ([True, False] if name == "mean" else [True])
         assert "Dashed: published" in shown[name].caption
         level = next(line for line in axes.get_lines() if line.get_linestyle() == "-").get_ydata()
         assert np.asarray(level) == pytest.approx(0.4), "0.3 and 0.5 of 1,000"
+    (tmp_path / "late.csv").write_text("exp_name,env_name,seed,metric,env_step,value\non,*,0,mean,5000,1\n")
+    assert main([str(tmp_path / "sweep"), "--overlay", str(tmp_path / "late.csv"), "--reps", "50"]) == 0
+    said = (tmp_path / "sweep" / "REPORT.md").read_text()
+    assert "No published curve is of these tasks and within these frames" in said and "Dashed" not in said
+    one = sweep(tmp_path / "one", {(WALKER, v): [300, 500] for v in ("off", "on")})
+    assert main([str(one), "--overlay", str(tmp_path / "x.csv"), "--reps", "50"]) == 0
+    assert "over all tasks are not drawn, for want of two tasks" in (one / "REPORT.md").read_text()
     page = main([str(tmp_path / "sweep"), "--overlay", str(tmp_path / "x.csv"), "--reps", "50"])
     assert page == 0 and "plots/mean.png" in (tmp_path / "sweep" / "REPORT.md").read_text()
 

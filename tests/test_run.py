@@ -85,14 +85,15 @@ def test_pictures_and_histograms_are_for_tensorboard_alone(tmp_path: Path) -> No
     values = torch.tensor([0.5, math.nan, 1.5, -math.inf, 1.5])
     with make(tmp_path) as run:
         run.show(10, {"repr/a": values, "repr/lost": torch.full((3,), math.nan), "sem/a": torch.rand(1, 4, 6)})
-        run.show(20, {})
+        run.show(20, {"repr/far": torch.tensor([1e25, -3e38, 2e38])})
         run.log(20, {"losses/a": 1.0})
         assert run.finish() == 0
     seen = EventAccumulator(str(run.dir), {"histograms": 0, "images": 0}).Reload()
-    assert seen.Tags()["histograms"] == ["repr/a"] and seen.Tags()["images"] == ["sem/a"]
+    assert seen.Tags()["histograms"] == ["repr/a", "repr/far"] and seen.Tags()["images"] == ["sem/a"]
     (bars,) = seen.Histograms("repr/a")
     found = bars.histogram_value
     assert (bars.step, found.num, found.min, found.max, found.sum) == (10, 3, 0.5, 1.5, 3.5)
+    assert seen.Histograms("repr/far")[0].histogram_value.num == 3
     assert "repr/a" not in (run.dir / "metrics.csv").read_text()
 
 
