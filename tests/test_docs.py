@@ -221,6 +221,8 @@ OF_SPEED = {
 
 def check_benchmark(name: str, words: Sequence[str]) -> None:
     """Parse the words as a program of `benchmarks` does; flags of agents as the agents do. Raises as `check_agent`."""
+    if name == "plain":
+        return check_agent(words[0], words[1:])
     program = importlib.import_module(f"benchmarks.{name}")
     cut = words.index("--") if "--" in words else len(words)
     own, rest = list(words[:cut]), list(words[cut + 1 :])
