@@ -388,7 +388,7 @@ def test_what_is_left_out_is_in_the_table_and_bfloat16_is_not_measured_twice(
     monkeypatch.setattr(rivals, "Program", Fake)
     report = rivals.compare(rivals.Args(repeats=2, threads=1), POLE)
     assert [row["program"] for row in report["results"]] == ["ours", "ours --sem", "simulator alone"]
-    assert set(report["missing"]) == {"CleanRL", "SB3 PPO, EnvPool"}
+    assert set(report["missing"]) == {"CleanRL", "LeanRL", "SB3 PPO, EnvPool"}
     printed = capsys.readouterr().out
     assert all(why in printed for why in report["missing"].values())
 
