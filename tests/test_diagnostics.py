@@ -876,7 +876,7 @@ WHOLE: dict[str, Callable[..., Tensor]] = {  # not a mean over copies
 }
 HELPERS = {
     *("wide", "simplices", "units", "singular_values", "activations", "last_block"),
-    *("describe_activations", "micro_batches", "undrawn"),
+    *("describe_activations", "micro_batches", "thinned", "undrawn"),
 }
 
 

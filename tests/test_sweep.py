@@ -62,9 +62,9 @@ def train():
     global step
     while step < total and not stop:
         step += 1
-        with open(path("frames"), "a") as file:
-            file.write(f"{step}\\n")
         write("checkpoint.json", {"step": step})
+        with open(path("frames"), "a") as file:  # last: who reads of a frame may kill, and it is saved
+            file.write(f"{step}\\n")
         say("running")
         if step >= 2 and mode != "ok" and not (mode.endswith("-once") and os.path.exists(path("stumbled"))):
             open(path("stumbled"), "w").close()
