@@ -1,75 +1,146 @@
 """Methods of an agent through torch.compile, and whether they still compute what they did before."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from tensordict import TensorDict
+from torch import Tensor, nn
 
 TOLERANCE = {"off": 1e-3, "bfloat16": 0.1}
 """By how much gradients may differ, by --amp, relative to their norm. A fused kernel does not round between operations:
 measured are 1e-6 in float32 and 1e-2 in bfloat16, while a wrong sign or mask is 0.1 to 2."""
 
 
-class OnDevice(Protocol):
-    """An agent."""
+class Agent(Protocol):
+    """What has networks."""
 
     device: torch.device
+    modules: nn.ModuleDict
+
+
+class Vector(Protocol):
+    """What has the parameters of a network in one vector: `networks.flat.Flat`."""
+
+    vector: nn.Parameter
+    leaf: Tensor | None
+    parameters: list[Tensor]
+
+    def pieces(self, vector: Tensor) -> list[Tensor]:
+        """Return views of a vector in the shapes of the parameters."""
+        ...
 
 
 class Compiled:
-    """The named methods of `agent`, compiled in their places from now on.
+    """The named methods of `agent`, each compiled into one region; in their places once `verify` has been content.
+
+    A method that takes gradients does so within its region: losses, their derivatives by all layers and the gradient
+    [P] become one program, in which a SEM block is a few more terms of loops that are there anyway. To that end the
+    networks compute with pieces of their vectors, the `flats`, by which `Flat.gradient` then goes.
 
     Compiled code draws the random numbers that plain code draws, so that the two can be compared and a run does not
     depend on the compiler's version; it costs a kernel for each draw.
     """
 
-    def __init__(self, agent: OnDevice, *names: str) -> None:
-        from torch._inductor import config  # here, since a second of start-up is for those who compile
+    def __init__(self, agent: Agent, flats: Sequence[Vector], *names: str) -> None:
+        import torch._dynamo.config  # here, since a second of start-up is for those who compile
+        import torch._inductor.config
 
-        config.fallback_random = True
+        torch._inductor.config.fallback_random = True
+        torch._dynamo.config.trace_autograd_ops = True
         self.verified = False
         self._agent = agent
         self._plain = {name: getattr(agent, name) for name in names}
-        self._fast = {name: torch.compile(method) for name, method in self._plain.items()}
-        self._put(self._fast)
+        self._fast = {name: _region(agent.modules, flats, method) for name, method in self._plain.items()}
 
-    def _put(self, methods: dict[str, Any]) -> None:
+    def _put(self, methods: Mapping[str, Any]) -> None:
         for name, method in methods.items():
             setattr(self._agent, name, method)
 
-    def verify(self, gradients: Callable[[], Tensor], tolerance: float) -> str:
-        """Compute the same gradients compiled and plain, from the same random numbers; returns a line for users.
+    def verify(self, tolerance: float, *checks: Callable[[], Tensor]) -> str:
+        """Compute the same compiled and plain, from the same random numbers; returns a line for users.
 
-        Where they differ by more than the tolerance, relative to their norm, or where nothing can be compiled here, the
-        plain methods are back in their places. Random streams are left as they were.
+        Where the numbers of a check differ by more than the tolerance, relative to their norm, or where something
+        cannot be compiled here, the plain methods stay in their places. Random streams are left as they were.
         """
         from torch._dynamo.utils import counters
 
         self.verified = True
         hits = counters["inductor"]["fxgraph_cache_hit"]
         begin = time.perf_counter()
+        self._put(self._fast)
         try:
-            fast = self._seeded(gradients)
+            fast = [self._seeded(check) for check in checks]
         except Exception as error:  # whatever the compiler raises; what is wrong without it is raised again below
             self._put(self._plain)
-            self._seeded(gradients)
+            for check in checks:
+                self._seeded(check)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             return f"not compiled: {type(error).__name__}: {reason}"[:200]
         seconds = time.perf_counter() - begin
         warm = counters["inductor"]["fxgraph_cache_hit"] > hits
         self._put(self._plain)
-        plain = self._seeded(gradients)
-        apart = float((fast - plain).norm() / plain.norm().clamp(min=1e-12))
-        told = f"{seconds:.1f} s{' with kernels from the cache' if warm else ''}, gradients differ by {apart:.0e}"
-        if not apart <= tolerance:
+        plain = [self._seeded(check) for check in checks]
+        apart = torch.stack([(a - b).norm() / b.norm().clamp(min=1e-12) for a, b in zip(fast, plain, strict=True)])
+        furthest = float(apart.max())
+        told = f"{seconds:.1f} s{' with kernels from the cache' if warm else ''}, gradients differ by {furthest:.0e}"
+        if not furthest <= tolerance:
             return f"not compiled: after {told} of their norm, more than {tolerance:g}"
         self._put(self._fast)
         return f"compiled in {told} of their norm"
 
-    def _seeded(self, gradients: Callable[[], Tensor]) -> Tensor:
+    def _seeded(self, check: Callable[[], Tensor]) -> Tensor:
         device = self._agent.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(0)
-            return gradients().clone()
+            return check().clone()
+
+
+class _Networks(nn.Module):
+    """Networks, for `functional_call`, which wants one module that calls whatever computes with them."""
+
+    def __init__(self, networks: nn.ModuleDict) -> None:
+        super().__init__()
+        self.networks = networks
+
+    def forward(self, method: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+        """Return method(*inputs)."""
+        return method(*inputs)
+
+
+def _may_change(name: str) -> bool:
+    """Whether what a guard of this name looks at may change from call to call; modes of torch have no name."""
+    return not name or name.removeprefix("L['").startswith("inputs")
+
+
+def _region(networks: nn.ModuleDict, flats: Sequence[Vector], method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that is compiled as a whole, and computes with pieces of the vectors."""
+    whole = _Networks(networks)
+    name_of = {id(parameter): name for name, parameter in whole.named_parameters()}
+    names = [[name_of[id(parameter)] for parameter in flat.parameters] for flat in flats]
+
+    def region(inputs: Sequence[Any]) -> Any:
+        parameters: dict[str, Tensor] = {}
+        for flat, each in zip(flats, names, strict=True):
+            assert flat.leaf is not None
+            parameters.update(zip(each, flat.pieces(flat.leaf), strict=True))
+        return torch.func.functional_call(whole, parameters, (method, inputs))
+
+    # What is compiled is looked up by code, and told apart by guards on all that it has read, whose check takes half as
+    # long as a small network takes to learn. Nothing changes in an agent but numbers on its device. So only inputs and
+    # modes of torch (autocast, gradients) are guarded, and each region is code of its own.
+    region.__code__ = region.__code__.replace()
+    guarded: dict[str, Any] = {"guard_filter_fn": lambda guards: [_may_change(guard.name) for guard in guards]}
+    compiled = torch.compile(region, fullgraph=True, options=guarded)
+
+    def call(*inputs: Any) -> Any:
+        for flat in flats:
+            flat.leaf = flat.vector.detach().requires_grad_()
+        try:
+            return compiled([dict(x.items()) if isinstance(x, TensorDict) else x for x in inputs])
+        finally:
+            for flat in flats:
+                flat.leaf = None
+
+    return call

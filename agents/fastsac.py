@@ -333,7 +333,8 @@ class FastSAC:
         self.updates = 0
         self.loss_sum = torch.zeros(4, device=self.device)  # of LOSSES, since the last report
         self.loss_count = [0, 0, 0, 0]
-        self.compiled = Compiled(self, "critic_loss", "actor_loss") if args.compile else None
+        flats = self.actor_flat, self.critic_flat, self.target_flat
+        self.compiled = Compiled(self, flats, "critic_gradient", "actor_gradient") if args.compile else None
 
     # ---- acting ----
 
@@ -374,16 +375,16 @@ class FastSAC:
     def update(self, batch: TensorDict) -> None:
         """Take a step of critics and temperature, every `policy_frequency`-th time of the actor; move the target."""
         batch = self.prepare(self.augment(batch))
-        loss, next_log_prob = self.critic_loss(batch)
-        self._descend("qf_loss", loss, self.critic_flat, self.critic_optimizer)
+        loss, gradient, next_log_prob = self.critic_gradient(batch)
+        self._descend("qf_loss", loss, gradient, self.critic_flat, self.critic_optimizer)
         for norm in self.critic_norms:
             norm.learn()
         self._count("entropy", -next_log_prob.mean())
         if self.args.autotune:
-            self._descend("alpha_loss", self.alpha_loss(next_log_prob), self.alpha_flat, self.alpha_optimizer)
+            self._descend("alpha_loss", *self.alpha_gradient(next_log_prob), self.alpha_flat, self.alpha_optimizer)
         self.updates += 1
         if self.updates % self.args.policy_frequency == 0:
-            self._descend("actor_loss", self.actor_loss(batch), self.actor_flat, self.actor_optimizer)
+            self._descend("actor_loss", *self.actor_gradient(batch), self.actor_flat, self.actor_optimizer)
             for norm in self.actor_norms:
                 norm.learn()
         self.target_flat.lerp(self.critic_flat, self.args.tau)
@@ -391,9 +392,7 @@ class FastSAC:
     def gradient(self, batch: TensorDict) -> Tensor:
         """Return the gradients [P] of both losses on a batch, critics first."""
         batch = self.prepare(self.augment(batch))
-        critic_loss, _ = self.critic_loss(batch)
-        critic = self.critic_flat.gradient(critic_loss)
-        return torch.cat([critic, self.actor_flat.gradient(self.actor_loss(batch))])
+        return torch.cat([self.critic_gradient(batch)[1], self.actor_gradient(batch)[1]])
 
     def augment(self, batch: TensorDict) -> TensorDict:
         """Return a batch [B] of raw transitions with their mirror images behind them [2 B], where that is asked for."""
@@ -496,16 +495,31 @@ class FastSAC:
         """Return the expected returns [Q, B] that the critics' outputs stand for."""
         return out if isinstance(self.critic, ScalarCritics) else self.critic.value(out)
 
-    def _descend(self, name: str, loss: Tensor, network: Flat, optimizer: AdamW) -> None:
-        """Take one optimiser step of one network; no other network gets a gradient."""
-        self.ranks.mean_(network.differentiate(loss))
+    def critic_gradient(self, batch: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the critics' loss, its gradient [P] by their parameters, and the log-density [B] of `next_action`."""
+        loss, next_log_prob = self.critic_loss(batch)
+        return loss.detach(), self.critic_flat.gradient(loss), next_log_prob
+
+    def actor_gradient(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
+        """Return the actor's loss, and its gradient [P] by its own parameters."""
+        loss = self.actor_loss(batch)
+        return loss.detach(), self.actor_flat.gradient(loss)
+
+    def alpha_gradient(self, log_prob: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the temperature's loss, and its gradient [1] by the logarithm of the temperature."""
+        loss = self.alpha_loss(log_prob)
+        return loss.detach(), self.alpha_flat.gradient(loss)
+
+    def _descend(self, name: str, loss: Tensor, gradient: Tensor, network: Flat, optimizer: AdamW) -> None:
+        """Take one optimiser step of one network, along its gradient [P] of a loss."""
+        network.vector.grad = self.ranks.mean_(gradient)
         if self.args.max_grad_norm > 0:
             network.clip(self.args.max_grad_norm)
         optimizer.step()
         self._count(name, loss)
 
     def _count(self, name: str, value: Tensor) -> None:
-        self.loss_sum[LOSSES.index(name)] += value.detach()
+        self.loss_sum[LOSSES.index(name)] += value
         self.loss_count[LOSSES.index(name)] += 1
 
     def anneal(self, progress: float) -> None:
@@ -576,9 +590,9 @@ class FastSAC:
         That is how much one more step of the actor along its gradient would change the actions; it is taken back.
         """
         parts = micro_batches(batch)
-        with torch.enable_grad(), undrawn(self.device):  # not the compiled losses: each size is compiled anew
-            critic = gradient_noise(self.critic_flat.gradient(type(self).critic_loss(self, part)[0]) for part in parts)
-            actor = gradient_noise(self.actor_flat.gradient(type(self).actor_loss(self, part)) for part in parts)
+        with torch.enable_grad(), undrawn(self.device):  # not what is compiled: that is done anew for each size
+            critic = gradient_noise(self.critic_flat.gradient(self.critic_loss(part)[0]) for part in parts)
+            actor = gradient_noise(self.actor_flat.gradient(self.actor_loss(part)) for part in parts)
         action = self.actor(batch["obs"]).mode()
         with self.actor_optimizer.rehearsal():
             self.actor_flat.vector.grad = actor.mean
@@ -887,7 +901,7 @@ def train(
                 for _ in range(args.num_updates):
                     batch = replay.sample(batch_size)
                     if agent.compiled is not None and not agent.compiled.verified:
-                        run.note(agent.compiled.verify(partial(agent.gradient, batch), TOLERANCE[args.amp]))
+                        run.note(agent.compiled.verify(TOLERANCE[args.amp], partial(agent.gradient, batch)))
                     agent.update(batch)
         with run.timer("env"):
             step = env.step_recv()

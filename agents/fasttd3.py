@@ -310,7 +310,8 @@ class FastTD3:
         self.updates = 0
         self.loss_sum = torch.zeros(2, device=self.device)  # of critics and actor, since the last report
         self.loss_count = [0, 0]
-        self.compiled = Compiled(self, "critic_loss", "actor_loss") if args.compile else None
+        flats = self.actor_flat, self.critic_flat, self.target_flat
+        self.compiled = Compiled(self, flats, "critic_gradient", "actor_gradient") if args.compile else None
 
     # ---- acting ----
 
@@ -357,12 +358,12 @@ class FastTD3:
     def update(self, batch: TensorDict) -> None:
         """Take one step of the critics, every `policy_frequency`-th time one of the actor, and move the target."""
         batch = self.prepare(self.augment(batch))
-        self._descend(0, self.critic_loss(batch), self.critic_flat, self.critic_optimizer)
+        self._descend(0, *self.critic_gradient(batch), self.critic_flat, self.critic_optimizer)
         for norm in self.critic_norms:
             norm.learn()
         self.updates += 1
         if self.updates % self.args.policy_frequency == 0:
-            self._descend(1, self.actor_loss(batch), self.actor_flat, self.actor_optimizer)
+            self._descend(1, *self.actor_gradient(batch), self.actor_flat, self.actor_optimizer)
             for norm in self.actor_norms:
                 norm.learn()
         self.target_flat.lerp(self.critic_flat, self.args.tau)
@@ -370,8 +371,7 @@ class FastTD3:
     def gradient(self, batch: TensorDict) -> Tensor:
         """Return the gradients [P] of both losses on a batch, critics first."""
         batch = self.prepare(self.augment(batch))
-        critic = self.critic_flat.gradient(self.critic_loss(batch))
-        return torch.cat([critic, self.actor_flat.gradient(self.actor_loss(batch))])
+        return torch.cat([self.critic_gradient(batch)[1], self.actor_gradient(batch)[1]])
 
     def augment(self, batch: TensorDict) -> TensorDict:
         """Return a batch [B] of raw transitions with their mirror images behind them [2 B], where that is asked for."""
@@ -450,13 +450,23 @@ class FastTD3:
         value = value.amin(0) if self.args.clipped_double_q else value.mean(0)
         return -value.mean()
 
-    def _descend(self, which: int, loss: Tensor, network: Flat, optimizer: AdamW) -> None:
-        """Take one optimiser step of one network; no other network gets a gradient."""
-        self.ranks.mean_(network.differentiate(loss))
+    def critic_gradient(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
+        """Return the critics' loss, and its gradient [P] by their parameters."""
+        loss = self.critic_loss(batch)
+        return loss.detach(), self.critic_flat.gradient(loss)
+
+    def actor_gradient(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
+        """Return the actor's loss, and its gradient [P] by its own parameters."""
+        loss = self.actor_loss(batch)
+        return loss.detach(), self.actor_flat.gradient(loss)
+
+    def _descend(self, which: int, loss: Tensor, gradient: Tensor, network: Flat, optimizer: AdamW) -> None:
+        """Take one optimiser step of one network, along its gradient [P] of a loss."""
+        network.vector.grad = self.ranks.mean_(gradient)
         if self.args.max_grad_norm > 0:
             network.clip(self.args.max_grad_norm)
         optimizer.step()
-        self.loss_sum[which] += loss.detach()
+        self.loss_sum[which] += loss
         self.loss_count[which] += 1
 
     def anneal(self, progress: float) -> None:
@@ -516,9 +526,9 @@ class FastTD3:
         That is how much one more step of the actor along its gradient would change the actions; it is taken back.
         """
         parts = micro_batches(batch)
-        with torch.enable_grad(), undrawn(self.device):  # not the compiled losses: each size is compiled anew
-            critic = gradient_noise(self.critic_flat.gradient(type(self).critic_loss(self, part)) for part in parts)
-            actor = gradient_noise(self.actor_flat.gradient(type(self).actor_loss(self, part)) for part in parts)
+        with torch.enable_grad(), undrawn(self.device):  # not what is compiled: that is done anew for each size
+            critic = gradient_noise(self.critic_flat.gradient(self.critic_loss(part)) for part in parts)
+            actor = gradient_noise(self.actor_flat.gradient(self.actor_loss(part)) for part in parts)
         action = self.actor(batch["obs"])
         with self.actor_optimizer.rehearsal():
             self.actor_flat.vector.grad = actor.mean
@@ -881,7 +891,7 @@ def train(
                 for _ in range(args.num_updates):
                     batch = replay.sample(batch_size)
                     if agent.compiled is not None and not agent.compiled.verified:
-                        run.note(agent.compiled.verify(partial(agent.gradient, batch), TOLERANCE[args.amp]))
+                        run.note(agent.compiled.verify(TOLERANCE[args.amp], partial(agent.gradient, batch)))
                     agent.update(batch)
         with run.timer("env"):
             step = env.step_recv()

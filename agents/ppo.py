@@ -325,8 +325,7 @@ class PPO:
         self.optimizer = AdamW(self.flat, args.learning_rate, eps=args.adam_eps)
         self.loss_sum = torch.zeros(len(LOSSES), device=self.device)  # since the last report
         self.loss_count = 0
-        self.forward = self.__call__
-        self.compiled = Compiled(self, "forward", "gradients") if args.compile else None
+        self.compiled = Compiled(self, [self.flat], "descent", "explore") if args.compile else None
 
     @property
     def autocast(self) -> AbstractContextManager:
@@ -360,6 +359,11 @@ class PPO:
         action = policy.sample()
         row = {"obs": obs, "action": action, "log_prob": policy.log_prob(action), "value": value}
         return row if critic_obs is obs else {**row, "critic_obs": critic_obs}
+
+    def rehearse(self, obs: Tensor, critic_obs: Tensor) -> Tensor:
+        """Return the value [N] that a row of the rollout would have, within the autocast of a rollout."""
+        with self.autocast:
+            return self.explore(obs, critic_obs)["value"]
 
     def __call__(self, obs: Tensor, critic_obs: Tensor) -> tuple[Gaussian | Categorical, Tensor]:
         """Return policy and value [B] for normalised observations."""
@@ -500,11 +504,16 @@ class PPO:
 
     def differentiate(self, batch: dict[str, Tensor]) -> Seen:
         """Set the gradient of policy_loss - ent_coef entropy + vf_coef value_loss of a minibatch [B]."""
-        with self.autocast:
-            policy, value = self.forward(batch["obs"], batch.get("critic_obs", batch["obs"]))
-        seen, gradients = self.gradients(policy, value, batch)
-        self.ranks.sum_(self.flat.differentiate((*policy, value), gradients))
+        seen, gradient = self.descent(batch)
+        self.flat.vector.grad = self.ranks.sum_(gradient)
         return seen
+
+    def descent(self, batch: dict[str, Tensor]) -> tuple[Seen, Tensor]:
+        """Return what `losses` needs of a minibatch [B], and the gradient [P] of its loss."""
+        with self.autocast:
+            policy, value = self(batch["obs"], batch.get("critic_obs", batch["obs"]))
+        seen, gradients = self.gradients(policy, value, batch)
+        return seen, self.flat.gradient((*policy, value), gradients)
 
     @torch.no_grad()
     def gradients(
@@ -647,7 +656,7 @@ class PPO:
         """Return the gradients [P] of the actor's loss and of the critic's on one of so many parts [B] of a probe."""
         with self.autocast:
             policy, value = self(part["obs"], part.get("critic_obs", part["obs"]))
-        _, (*by_policy, by_value) = type(self).gradients(self, policy, value, part.to_dict())  # not the compiled one
+        _, (*by_policy, by_value) = self.gradients(policy, value, part.to_dict())
         share = parts * self.ranks.world  # `prepare` gives weights among the rows of all parts, of all processes
         actor = self.flat.gradient(policy, by_policy, again=True)
         return share * actor, share * self.flat.gradient(value, [by_value])
@@ -956,7 +965,8 @@ def train(run: Run[Args], agent: PPO, env: VecEnv, eval_env: VecEnv | None) -> d
         with run.timer("learn"):
             rollout = agent.estimate(rows, steps)
             if agent.compiled is not None and not agent.compiled.verified:
-                run.note(agent.compiled.verify(partial(agent.gradient, rollout), TOLERANCE[agent.args.amp]))
+                checks = partial(agent.gradient, rollout), partial(agent.rehearse, obs, critic_obs)
+                run.note(agent.compiled.verify(TOLERANCE[args.amp], *checks))
             agent.update(rollout)
             agent.observe(steps)
 

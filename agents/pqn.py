@@ -258,8 +258,7 @@ class PQN:
         self.optimizer = RAdam(self.flat, args.learning_rate)
         self.loss_sum = torch.zeros(len(LOSSES), device=self.device)  # since the last report
         self.loss_count = 0
-        self.forward = self.__call__
-        self.compiled = Compiled(self, "forward", "gradients") if args.compile else None
+        self.compiled = Compiled(self, [self.flat], "descent", "best") if args.compile else None
 
     @property
     def autocast(self) -> AbstractContextManager:
@@ -278,10 +277,21 @@ class PQN:
     @torch.no_grad()
     def explore(self, obs: Tensor) -> dict[str, Tensor]:
         """Return a row [N] of the rollout: what was seen, what to do, and the value of the best action."""
+        row = self.best(obs)
+        return {**row, "action": self.stray(row["action"], self.epsilon)}
+
+    @torch.no_grad()
+    def best(self, obs: Tensor) -> dict[str, Tensor]:
+        """Return what was seen in raw observations [N, ...], the best action, and its value."""
         obs = self.normalise(obs)
         with self.autocast:
-            best = self(obs).max(-1)
-        return {"obs": obs, "action": self.stray(best.indices, self.epsilon), "value": best.values}
+            value, action = self(obs).max(-1)
+        return {"obs": obs, "action": action, "value": value}
+
+    def rehearse(self, obs: Tensor) -> Tensor:
+        """Return the value [N] that a row of the rollout would have, within the autocast of a rollout."""
+        with self.autocast:
+            return self.best(obs)["value"]
 
     def stray(self, action: Tensor, epsilon: float) -> Tensor:
         """Return actions [B] of which a share, `epsilon` on average, is replaced by any of all, drawn evenly."""
@@ -381,11 +391,16 @@ class PQN:
 
     def differentiate(self, batch: dict[str, Tensor]) -> Tensor:
         """Set the gradient of td_loss of a minibatch [B], and return the values of its actions [B]."""
-        with self.autocast:
-            value = self.forward(batch["obs"], True)
-        seen, gradient = self.gradients(value, batch)
-        self.ranks.sum_(self.flat.differentiate((value,), (gradient,)))
+        seen, gradient = self.descent(batch)
+        self.flat.vector.grad = self.ranks.sum_(gradient)
         return seen
+
+    def descent(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the values [B] of the actions of a minibatch [B], and the gradient [P] of its td_loss."""
+        with self.autocast:
+            value = self(batch["obs"], True)
+        seen, gradient = self.gradients(value, batch)
+        return seen, self.flat.gradient((value,), (gradient,))
 
     @torch.no_grad()
     def gradients(self, value: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -472,7 +487,7 @@ class PQN:
         """Return the gradient [P] of the loss on one of so many parts [B] of a probe."""
         with self.autocast:
             value = self(part["obs"], True)
-        _, gradient = type(self).gradients(self, value, part.to_dict())  # not the compiled one
+        _, gradient = self.gradients(value, part.to_dict())
         share = parts * self.ranks.world  # `prepare` gives weights among the rows of all parts, of all processes
         return share * self.flat.gradient(value, [gradient])
 
@@ -738,7 +753,8 @@ def train(run: Run[Args], agent: PQN, env: VecEnv, eval_env: VecEnv | None) -> d
         with run.timer("learn"):
             rollout = agent.estimate(rows, steps)
             if agent.compiled is not None and not agent.compiled.verified:
-                run.note(agent.compiled.verify(partial(agent.gradient, rollout), TOLERANCE[agent.args.amp]))
+                checks = partial(agent.gradient, rollout), partial(agent.rehearse, obs)
+                run.note(agent.compiled.verify(TOLERANCE[args.amp], *checks))
             agent.update(rollout)
             agent.observe(steps)
 

@@ -111,9 +111,26 @@ class Tensors:
     def __init__(self, parameters: Any, spheres: Any = ()) -> None:
         self.parameters = list(parameters)
 
+    @property
+    def vector(self) -> "Tensors":
+        """What gets the gradient."""
+        return self
+
+    def gradient(self, outputs: Any, gradients: Any = None) -> tuple[Tensor, ...]:
+        """Return the gradients."""
+        return torch.autograd.grad(outputs, self.parameters, gradients)
+
     def differentiate(self, outputs: Any, gradients: Any = None) -> None:
         """Set the gradients."""
-        grads = torch.autograd.grad(outputs, self.parameters, gradients)
+        self.grad = self.gradient(outputs, gradients)
+
+    @property
+    def grad(self) -> Any:
+        """The gradients."""
+        return tuple(parameter.grad for parameter in self.parameters)
+
+    @grad.setter
+    def grad(self, grads: tuple[Tensor, ...]) -> None:
         for parameter, grad in zip(self.parameters, grads, strict=True):
             parameter.grad = grad
 
@@ -228,7 +245,7 @@ def by_autograd(agent: ModuleType, put: Set) -> None:
     def differentiate(self: Any, batch: dict[str, Tensor]) -> Any:
         args, weight = self.args, batch["weight"]
         with self.autocast:
-            policy, value = self.forward(batch["obs"], batch.get("critic_obs", batch["obs"]))
+            policy, value = self(batch["obs"], batch.get("critic_obs", batch["obs"]))
         log_ratio = policy.log_prob(batch["action"]) - batch["log_prob"]
         ratio, advantage, entropy = log_ratio.exp(), batch["advantage"], policy.entropy()
         clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)

@@ -46,6 +46,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -58,6 +59,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents import config, fasttd3, machine
+from agents.compiled import TOLERANCE
 from agents.manifest import git_revision, manifest
 from agents.replay import ReplayBuffer
 from benchmarks import parts, reach, rivals, simulators, together
@@ -456,6 +458,9 @@ def update_calls(args: fasttd3.Args, code: Code | None, env: VecEnv, batch: Tens
         for precision, amp in (("float32", "off"), ("bfloat16", "bfloat16")):
             agent = fasttd3.FastTD3(with_sem(replace(args, amp=amp), sem), env)  # type: ignore[arg-type]
             agent.learn_norms(batch["obs"], batch["critic_obs"])
+            if agent.compiled is not None:
+                said = agent.compiled.verify(TOLERANCE[amp], partial(agent.gradient, batch))
+                config.require(said.startswith("compiled"), f"ours, {precision}, SEM {sem}: {said}")
             for name, call in zip(UPDATES, our_updates(agent, batch), strict=True):
                 tasks[name][Contestant("ours", precision, sem)] = call
         if code is not None and (code.sem or sem == "off") and sem in SEM_PLACES:
@@ -470,8 +475,8 @@ def our_updates(agent: fasttd3.FastTD3, batch: TensorDict) -> tuple[Call, ...]:
     """Return an update of the critics, of the actor, and a whole one."""
     prepared = agent.prepare(batch)
     return (
-        lambda: agent._descend(0, agent.critic_loss(prepared), agent.critic_flat, agent.critic_optimizer),
-        lambda: agent._descend(1, agent.actor_loss(prepared), agent.actor_flat, agent.actor_optimizer),
+        lambda: agent._descend(0, *agent.critic_gradient(prepared), agent.critic_flat, agent.critic_optimizer),
+        lambda: agent._descend(1, *agent.actor_gradient(prepared), agent.actor_flat, agent.actor_optimizer),
         lambda: agent.update(batch),
     )
 
@@ -855,7 +860,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     machine.keep_freed_memory()
     torch.set_num_threads(args.threads or machine.available_cores())
     if args.compile:
-        torch._dynamo.config.recompile_limit = 64  # all contestants of a side share their code
+        torch._dynamo.config.recompile_limit = 64  # all contestants of the other side share its code
     torch.manual_seed(0)
     env = RandomEnv(ours.num_envs, 0, ours.device, args.obs_dim, args.action_dim)
 

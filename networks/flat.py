@@ -22,21 +22,27 @@ class Flat:
 
     vector: nn.Parameter
     """[P] float32, what an optimiser gets; its `grad` is set by `differentiate`"""
+    leaf: Tensor | None
+    """[P], while a network computes with `pieces` of it: what `gradient` goes by, instead of one by each parameter"""
 
     def __init__(self, parameters: Iterable[Tensor], spheres: Sequence[OnSphere] = ()) -> None:
         self.parameters, self.spheres = list(parameters), spheres
         self.vector = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in self.parameters]))
-        pieces = self.vector.detach().split([p.numel() for p in self.parameters])
-        for parameter, piece in zip(self.parameters, pieces, strict=True):
-            parameter.data = piece.view_as(parameter)
+        self.leaf = None
+        for parameter, piece in zip(self.parameters, self.pieces(self.vector.detach()), strict=True):
+            parameter.data = piece
+
+    def pieces(self, vector: Tensor) -> list[Tensor]:
+        """Return views of a vector [P] in the shapes of the parameters."""
+        pieces = vector.split([p.numel() for p in self.parameters])
+        return [piece.view(p.shape) for p, piece in zip(self.parameters, pieces, strict=True)]
 
     def differentiate(self, outputs: Tensor | Sequence[Tensor], gradients: Sequence[Tensor] | None = None) -> Tensor:
         """Set the vector's gradient to that of a loss, or of outputs by which a loss has the given gradients.
 
         Returns it, [P].
         """
-        grads = torch.autograd.grad(outputs, self.parameters, gradients)
-        self.vector.grad = torch.cat([grad.reshape(-1) for grad in grads])
+        self.vector.grad = self.gradient(outputs, gradients)
         return self.vector.grad
 
     def gradient(
@@ -46,6 +52,8 @@ class Flat:
 
         `again`: the same outputs, or what they are made of, will be differentiated once more.
         """
+        if self.leaf is not None:
+            return torch.autograd.grad(outputs, self.leaf, gradients, again)[0]
         grads = torch.autograd.grad(
             outputs, self.parameters, gradients, again, allow_unused=True, materialize_grads=True
         )

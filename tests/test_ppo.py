@@ -1115,9 +1115,8 @@ def test_compiled_updates_equal_eager_ones(task: str) -> None:
     for seed in range(2):
         rollout = make_rollout(agents[0], env, seed=seed)
         compiled = agents[1].compiled
-        assert compiled is not None and compiled.verify(partial(agents[1].gradient, rollout), 1e-4).startswith(
-            "compiled "
-        )
+        assert compiled is not None
+        assert compiled.verify(1e-4, partial(agents[1].gradient, rollout)).startswith("compiled ")
         for agent in agents:
             torch.manual_seed(seed)
             agent.update(rollout)
