@@ -4,7 +4,8 @@
     python benchmarks/speed.py parts --tasks fasttd3 --parts twins overlap
 
 Every program trains in a process of its own, with an agent of this repository and SEM; in all but one of them a part of
-the code has been replaced by what one would write first. Each of these takes turns of about a second with the one that
+the code has been replaced by what one would write first. What agents do only when asked, `--compile`, is the other way
+round: one program has it, and the rest train without. Each of these takes turns of about a second with the one that
 has all parts, so that whatever else the machine does hits both alike. `times as long` is the median of the ratios of
 two turns, without the part to with it, with their quartiles behind it; a second program with all parts shows what noise
 alone does. A part that brings less than 3% everywhere has no business in the code. That both ways lead to the same
@@ -292,6 +293,8 @@ class Part(NamedTuple):
     about: str
     flags: str = ""
     """that switch it off"""
+    on: str = ""
+    """flags that switch it on, where agents have it only when asked: then it is the other program that goes without"""
 
 
 PARTS = {
@@ -307,6 +310,7 @@ PARTS = {
     "all threads": Part(("fasttd3-large",), one_core, "all cores for large updates"),
     "gradient": Part(("ppo", "ppo-images"), by_autograd, "gradients of PPO's losses by hand"),
     "channels": Part(IMAGES, channels_first, "images with the channels last in memory"),
+    "compiler": Part(tuple(TASKS), None, "gradients compiled as one region (`--compile`)", on="--compile"),
     "image norm": Part(("pqn-images",), image_norm, "layer norm of images in the order that they have in memory"),
 }
 
@@ -331,7 +335,7 @@ class Args:
 def flags_of(task: Task, part: Part | None) -> list[str]:
     """Return the command line of a program."""
     quiet = f"--total-timesteps {FOREVER} --log-every 0 --eval-every 0 --save-every 0 --quiet --sem"
-    return f"{task.flags} {quiet} {part.flags if part else ''}".split()
+    return f"{task.flags} {quiet} {f'{part.flags} {part.on}' if part else ''}".split()
 
 
 def serve(text: str) -> None:
@@ -419,7 +423,8 @@ def compare(name: str, parts: Sequence[str], repeats: int) -> tuple[list[dict[st
             for part, (program, *_) in without.items():
                 sides = (whole, program) if repeat % 2 == 0 else (program, whole)
                 turns = {side: side.turn(TASKS[name].turn) for side in sides}
-                pairs[part].append(Pair(turns[whole], turns[program]))
+                pair = turns[whole], turns[program]
+                pairs[part].append(Pair(*(pair[::-1] if PARTS[part].on else pair)))
     return results(name, {part: seen[1:] for part, seen in pairs.items()}), installed
 
 

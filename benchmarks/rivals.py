@@ -104,7 +104,7 @@ class Args:
     clock: Literal["wall", "cpu"] = "wall"
     """what frames are divided by: wall-clock time, or processor time of all threads. Both are written"""
     compile: bool = False
-    """compile ours with torch.compile; takes minutes before the first number"""
+    """ours with torch.compile too, in rows of its own; takes a minute or two before the first number"""
     out: Path | None = None
     """JSON file for settings, machine and every number"""
     device: str = "cpu"
@@ -650,10 +650,10 @@ def lineup(args: Args, task: Task) -> tuple[list[Row], dict[str, str]]:
     """Return the programs of a task, and what is left out and why."""
     common: dict[str, Any] = {"task": task, "threads": args.threads, "device": args.device}
     here, rows, missing = sys.executable, [], {}
-    compiled = ("--compile",) if args.compile else ()
-    for plain, flags in (("ours", ()), ("ours --amp off", ("--amp", "off"))):
-        for name, more, off in ((plain, (), None), (f"{plain} --sem", ("--sem",), plain)):
-            rows.append(Row(name, "ours", here, Order("ours", **common, flags=(*flags, *more, *compiled)), off))
+    for more in ("", " --amp off", *([" --compile"] if args.compile else [])):
+        plain = f"ours{more}"
+        for name, off in ((plain, None), (f"{plain} --sem", plain)):
+            rows.append(Row(name, "ours", here, Order("ours", **common, flags=tuple(name.split()[1:])), off))
     if task.algorithm == "PPO" and args.cleanrl is None:
         missing["CleanRL"] = "not installed: git clone https://github.com/vwxyzjn/cleanrl, and --cleanrl cleanrl"
     elif task.algorithm == "PPO" and args.cleanrl is not None:

@@ -691,13 +691,32 @@ def adapter_table() -> str:
     return "\n".join(out)
 
 
-def parts_table() -> str:
-    """Return what each optimisation of training brings, from speed-cpu-parts.json."""
+def parts_table(name: str = "speed-cpu-parts") -> str:
+    """Return what each optimisation of training brings, from what `speed.py parts` has written."""
     out = ["| optimisation | training | times as long without it | in processor time |", "|---|---|---|---|"]
-    rows = json.loads(read(RESULTS / "speed-cpu-parts.json"))["results"]
+    rows = json.loads(read(RESULTS / f"{name}.json"))["results"]
     for part in dict.fromkeys(row["part"] for row in rows):
         for row in (row for row in rows if row["part"] == part):
             out.append(f"| {row['about']} | {row['training']} | {ratio(row['wall'])} | {ratio(row['cpu'])} |")
+    return "\n".join(out)
+
+
+def rivals_table(*algorithms: str) -> str:
+    """Return how fast training is beside other libraries, by frames per second, from speed-cpu-ppo.json."""
+    rows = json.loads(read(RESULTS / "speed-cpu-ppo.json"))["results"]
+    programs = ("ours", "ours --sem", "ours --compile", "ours --compile --sem")
+    heads = "| | ours | `--sem` | `--compile` | `--compile --sem` | fastest rival | times as fast, ours |"
+    out = [f"{heads} with both |", "|---" * 8 + "|"]
+    for task in dict.fromkeys(row["task"] for row in rows):
+        of = {row["program"]: row for row in rows if row["task"] == task}
+        rival = of[of["ours"]["fastest_rival"]]
+        frames = [f"{of[name]['frames_per_s']:,.0f}" for name in programs]
+        frames.append(f"{rival['frames_per_s']:,.0f} ({rival['program'].removesuffix(', EnvPool')})")
+        name, hidden = re.fullmatch(r"(.*?): .*hidden \((.*?),?\).*", task).groups()  # type: ignore[union-attr]
+        sizes = "Nature CNN" if "Pong" in name else hidden.replace(", ", "-")
+        if not algorithms or name.partition(",")[0] in algorithms:
+            times = [ratio(of[name]["speedup"]) for name in (programs[0], programs[-1])]
+            out.append(f"| {name}, {sizes} | {' | '.join([*frames, *times])} |")
     return "\n".join(out)
 
 
@@ -731,7 +750,13 @@ TABLES = {
     **{"flags": flag_table, "presets": preset_table, "results": result_table, "toy": toy_table, "cost": cost_table},
     **{"controls": control_table, "diagnostics": diagnostics_table},
     **{"coverage": coverage_table, "bootstrap": bootstrap_table, "report": report_table, "own": own_task},
-    **{"native": native_table, "adapters": adapter_table, "parts": parts_table, "reach": reach_table},
+    **{
+        "native": native_table,
+        "adapters": adapter_table,
+        "parts": parts_table,
+        "reach": reach_table,
+        "rivals": rivals_table,
+    },
 }
 MARKED = re.compile(r"(<!-- table: (\w+) ([^\n]*?)-->\n)(?:(?!<!-- table).)*?(<!-- end -->)", re.DOTALL)
 
