@@ -1,7 +1,7 @@
 """Methods of an agent through torch.compile, and whether they still compute what they did before."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -49,46 +49,46 @@ class Compiled:
 
         torch._inductor.config.fallback_random = True
         torch._dynamo.config.trace_autograd_ops = True
-        self.verified = False
         self._agent = agent
         self._plain = {name: getattr(agent, name) for name in names}
         self._fast = {name: _region(agent.modules, flats, method) for name, method in self._plain.items()}
+        self.unverified = {*names}
+        """methods that `verify` has not looked at yet"""
 
-    def _put(self, methods: Mapping[str, Any]) -> None:
-        for name, method in methods.items():
-            setattr(self._agent, name, method)
+    def _put(self, methods: Mapping[str, Any], names: Iterable[str]) -> None:
+        for name in names:
+            setattr(self._agent, name, methods[name])
 
-    def verify(self, tolerance: float, *checks: Callable[[], Tensor]) -> str:
-        """Compute the same compiled and plain, from the same random numbers; returns a line for users.
+    def verify(self, tolerance: float, check: Callable[[], Tensor], *names: str) -> str:
+        """Compute the same numbers with the named methods compiled and plain; returns a line for users.
 
-        Where the numbers of a check differ by more than the tolerance, relative to their norm, or where something
-        cannot be compiled here, the plain methods stay in their places. Random streams are left as they were.
+        Both get the same random numbers, and random streams are left as they were. Where the results differ by more
+        than the tolerance, relative to their norm, or where something cannot be compiled here, plain methods stay.
         """
         from torch._dynamo.utils import counters
 
-        self.verified = True
+        self.unverified -= {*names}
         hits = counters["inductor"]["fxgraph_cache_hit"]
         begin = time.perf_counter()
-        self._put(self._fast)
+        self._put(self._fast, names)
         try:
-            fast = [self._seeded(check) for check in checks]
+            fast = self._seeded(check)
         except Exception as error:  # whatever the compiler raises; what is wrong without it is raised again below
-            self._put(self._plain)
-            for check in checks:
-                self._seeded(check)
+            self._put(self._plain, names)
+            self._seeded(check)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             return f"not compiled: {type(error).__name__}: {reason}"[:200]
         seconds = time.perf_counter() - begin
         warm = counters["inductor"]["fxgraph_cache_hit"] > hits
-        self._put(self._plain)
-        plain = [self._seeded(check) for check in checks]
-        apart = torch.stack([(a - b).norm() / b.norm().clamp(min=1e-12) for a, b in zip(fast, plain, strict=True)])
-        furthest = float(apart.max())
-        told = f"{seconds:.1f} s{' with kernels from the cache' if warm else ''}, gradients differ by {furthest:.0e}"
-        if not furthest <= tolerance:
-            return f"not compiled: after {told} of their norm, more than {tolerance:g}"
-        self._put(self._fast)
-        return f"compiled in {told} of their norm"
+        self._put(self._plain, names)
+        plain = self._seeded(check)
+        apart = float((fast - plain).norm() / plain.norm().clamp(min=1e-12))
+        told = f"{seconds:.1f} s{' with kernels from the cache' if warm else ''}, {' and '.join(names)} "
+        told += f"{'differs' if len(names) == 1 else 'differ'} by {apart:.0e}"
+        if not apart <= tolerance:
+            return f"not compiled: after {told} relative to the norm, more than {tolerance:g}"
+        self._put(self._fast, names)
+        return f"compiled in {told} relative to the norm"
 
     def _seeded(self, check: Callable[[], Tensor]) -> Tensor:
         device = self._agent.device

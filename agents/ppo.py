@@ -943,6 +943,8 @@ def train(run: Run[Args], agent: PPO, env: VecEnv, eval_env: VecEnv | None) -> d
         frames = run.checkpoint.step
         obs, critic_obs, score = restore(run.checkpoint, agent, stats, env)
     eval_seed = spawn_seeds(args.seed, 1, "evaluation")[0]
+    if agent.compiled is not None:  # before the first rollout: one that goes on from a checkpoint acts as it did before
+        run.note(agent.compiled.verify(TOLERANCE[args.amp], partial(agent.rehearse, obs, critic_obs), "explore"))
 
     while frames < args.total_timesteps and not run.stop_signal:
         # ---- act ----
@@ -964,9 +966,8 @@ def train(run: Run[Args], agent: PPO, env: VecEnv, eval_env: VecEnv | None) -> d
         # ---- learn ----
         with run.timer("learn"):
             rollout = agent.estimate(rows, steps)
-            if agent.compiled is not None and not agent.compiled.verified:
-                checks = partial(agent.gradient, rollout), partial(agent.rehearse, obs, critic_obs)
-                run.note(agent.compiled.verify(TOLERANCE[args.amp], *checks))
+            if agent.compiled is not None and "descent" in agent.compiled.unverified:
+                run.note(agent.compiled.verify(TOLERANCE[args.amp], partial(agent.gradient, rollout), "descent"))
             agent.update(rollout)
             agent.observe(steps)
 

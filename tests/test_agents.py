@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,7 @@ AGENTS = ("fasttd3", "fastsac", "ppo", "pqn")
 LEARNERS = ("fasttd3", "fastsac")  # from a replay buffer
 CONTINUOUS = (*LEARNERS, "ppo")
 BATCH_NORMED = (*LEARNERS, "pqn")  # all but PPO, which refuses it
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_agent = pytest.mark.parametrize("kind", AGENTS)
 
@@ -968,16 +970,23 @@ LONG: dict[str, dict[str, Any]] = {
 OFTEN = {"save_every": 200, "eval_every": 600, "log_every": 100, "sem": True}
 
 
-@every_agent
-def test_killed_and_resumed_equals_uninterrupted(kind: str, tmp_path: Path) -> None:
-    """kill -9 at an arbitrary moment, then --resume: every tensor, random stream and metric is as if nothing was."""
-    process = start(kind, tmp_path / "killed", **OFTEN, **LONG[kind])
+@pytest.mark.parametrize(
+    ("kind", "compiled"),
+    [*((kind, False) for kind in AGENTS), *(pytest.param(kind, True, marks=needs_compiler) for kind in ("ppo", "pqn"))],
+)
+def test_killed_and_resumed_equals_uninterrupted(kind: str, compiled: bool, tmp_path: Path) -> None:
+    """kill -9 at an arbitrary moment, then --resume: every tensor, random stream and metric is as if nothing was.
+
+    Also where the first rollout after that, like the one before, acts compiled.
+    """
+    often = {**OFTEN, "compile": compiled}
+    process = start(kind, tmp_path / "killed", **often, **LONG[kind])
     run_dir = wait_for_checkpoint(process, tmp_path / "killed", 2)
     process.kill()
     process.communicate()
     assert status(run_dir)["state"] == "running" and status(run_dir)["step"] < LONG[kind]["total_timesteps"]
     assert resume(kind, run_dir) == 0
-    whole = run_main(kind, tmp_path / "whole", **OFTEN, **LONG[kind])
+    whole = run_main(kind, tmp_path / "whole", **often, **LONG[kind])
     assert_same(final_state(whole), final_state(run_dir))
     assert metric_rows(whole) == metric_rows(run_dir)
 
