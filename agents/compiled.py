@@ -127,9 +127,9 @@ def _region(networks: nn.ModuleDict, flats: Sequence[Vector], method: Callable[.
             parameters.update(zip(each, flat.pieces(flat.leaf), strict=True))
         return torch.func.functional_call(whole, parameters, (method, inputs))
 
-    # What is compiled is looked up by code, and told apart by guards on all that it has read, whose check takes a quarter
-    # of the time of a small network's region. Nothing changes in an agent but numbers on its device. So only inputs and
-    # modes of torch (autocast, gradients) are guarded, and each region is code of its own.
+    # What is compiled is looked up by code, and told apart by guards on all that it has read, whose check takes a
+    # quarter of the time of a small network's region. Nothing changes in an agent but numbers on its device. So only
+    # inputs and modes of torch (autocast, gradients) are guarded, and each region is code of its own.
     region.__code__ = region.__code__.replace()
     guarded: dict[str, Any] = {"guard_filter_fn": lambda guards: [_may_change(guard.name) for guard in guards]}
     compiled = torch.compile(region, fullgraph=True, options=guarded)
