@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 TOLERANCE = {"off": 1e-3, "bfloat16": 0.1}
-"""By how much gradients may differ, by --amp, relative to their norm. A fused kernel does not round between operations:
+"""By how much numbers may differ, by --amp, relative to their norm. A fused kernel does not round between operations:
 measured are 1e-6 in float32 and 1e-2 in bfloat16, while a wrong sign or mask is 0.1 to 2."""
 
 
@@ -52,7 +52,7 @@ class Compiled:
         self._agent = agent
         self._plain = {name: getattr(agent, name) for name in names}
         self._fast = {name: _region(agent.modules, flats, method) for name, method in self._plain.items()}
-        self.unverified = {*names}
+        self.unverified = [*names]
         """methods that `verify` has not looked at yet"""
 
     def _put(self, methods: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -62,12 +62,14 @@ class Compiled:
     def verify(self, tolerance: float, check: Callable[[], Tensor], *names: str) -> str:
         """Compute the same numbers with the named methods compiled and plain; returns a line for users.
 
-        Both get the same random numbers, and random streams are left as they were. Where the results differ by more
-        than the tolerance, relative to their norm, or where something cannot be compiled here, plain methods stay.
+        Without names it is of all methods that have not been looked at. Both get the same random numbers, and random
+        streams are left as they were. Where the results differ by more than the tolerance, relative to their norm, or
+        where something cannot be compiled here, plain methods stay.
         """
         from torch._dynamo.utils import counters
 
-        self.unverified -= {*names}
+        names = names or tuple(self.unverified)
+        self.unverified = [name for name in self.unverified if name not in names]
         hits = counters["inductor"]["fxgraph_cache_hit"]
         begin = time.perf_counter()
         self._put(self._fast, names)

@@ -901,8 +901,7 @@ def train(
                 for _ in range(args.num_updates):
                     batch = replay.sample(batch_size)
                     if agent.compiled is not None and agent.compiled.unverified:
-                        found, both = partial(agent.gradient, batch), ("critic_gradient", "actor_gradient")
-                        run.note(agent.compiled.verify(TOLERANCE[args.amp], found, *both))
+                        run.note(agent.compiled.verify(TOLERANCE[args.amp], partial(agent.gradient, batch)))
                     agent.update(batch)
         with run.timer("env"):
             step = env.step_recv()

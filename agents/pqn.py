@@ -754,8 +754,8 @@ def train(run: Run[Args], agent: PQN, env: VecEnv, eval_env: VecEnv | None) -> d
         # ---- learn ----
         with run.timer("learn"):
             rollout = agent.estimate(rows, steps)
-            if agent.compiled is not None and "descent" in agent.compiled.unverified:
-                run.note(agent.compiled.verify(TOLERANCE[args.amp], partial(agent.gradient, rollout), "descent"))
+            if agent.compiled is not None and agent.compiled.unverified:
+                run.note(agent.compiled.verify(TOLERANCE[args.amp], partial(agent.gradient, rollout)))
             agent.update(rollout)
             agent.observe(steps)
 

@@ -459,8 +459,7 @@ def update_calls(args: fasttd3.Args, code: Code | None, env: VecEnv, batch: Tens
             agent = fasttd3.FastTD3(with_sem(replace(args, amp=amp), sem), env)  # type: ignore[arg-type]
             agent.learn_norms(batch["obs"], batch["critic_obs"])
             if agent.compiled is not None:
-                found = partial(agent.gradient, batch)
-                said = agent.compiled.verify(TOLERANCE[amp], found, "critic_gradient", "actor_gradient")
+                said = agent.compiled.verify(TOLERANCE[amp], partial(agent.gradient, batch))
                 config.require(said.startswith("compiled"), f"ours, {precision}, SEM {sem}: {said}")
             for name, call in zip(UPDATES, our_updates(agent, batch), strict=True):
                 tasks[name][Contestant("ours", precision, sem)] = call

@@ -21,7 +21,7 @@ class Flat:
     """
 
     vector: nn.Parameter
-    """[P] float32, what an optimiser gets; its `grad` is set by `differentiate`"""
+    """[P] float32, what an optimiser gets; its `grad`, [P] too, is what clipping and steps go by"""
     leaf: Tensor | None
     """[P], while a network computes with `pieces` of it: what `gradient` goes by, instead of one by each parameter"""
 

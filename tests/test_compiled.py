@@ -85,7 +85,7 @@ def test_what_differs_gives_way(monkeypatch: pytest.MonkeyPatch, wrong: float, w
         "relative to the norm, more than 0.001"
     )
     check()
-    assert calls == ["compiled"] and agent.compiled.unverified == {"descent", "act"} - {which}
+    assert calls == ["compiled"] and {*agent.compiled.unverified} == {"descent", "act"} - {which}
 
 
 def test_without_a_compiler_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,15 +171,24 @@ CASES = [(name, networks) for name in AGENTS for networks in MANY if (name, "fla
 @pytest.mark.parametrize(("name", "networks"), CASES if os.environ.get("SEMRL_LONG") else FEW)
 def test_networks_can_be_compiled(name: str, networks: str) -> None:
     """One region for each, without a break, and the gradients of plain code. SEMRL_LONG=1 takes all, in 15 minutes."""
-    agent, check = made(AGENTS[name], f"--compile --amp off {networks}")
+    agent, check, act = made(AGENTS[name], f"--compile --amp off {networks}")
     gradients = ("descent",) if name in ("ppo", "pqn") else ("critic_gradient", "actor_gradient")
-    assert {*gradients} <= agent.compiled.unverified
-    said = agent.compiled.verify(1e-3, check, *gradients)
-    assert said.startswith("compiled in "), said
+    acting = [name for name in agent.compiled.unverified if name not in gradients]
+    assert len(agent.compiled.unverified) == len(gradients) + len(acting)
+    for _ in range(2):
+        for seen, names in ((check, gradients), (act, acting)):
+            if names:
+                said = agent.compiled.verify(1e-3, seen, *names)
+                assert said.startswith("compiled in "), said
+        agent.anneal(0.7)  # and then with other numbers in the same places: temperature, statistics and weights
+        with torch.no_grad():
+            for x in (*agent.modules.buffers(), *agent.modules.parameters()):
+                if x.is_floating_point():
+                    x.add_(0.1 * x.abs().mean())
 
 
-def made(module: Any, flags: str) -> tuple[Any, Callable[[], Tensor]]:
-    """An agent with tiny layers, and its gradient on whatever a few random steps have shown."""
+def made(module: Any, flags: str) -> tuple[Any, Callable[[], Tensor], Callable[[], Tensor]]:
+    """An agent with tiny layers, its gradient on what a few random steps have shown, and how it acts on the last."""
     task = "ClosedFormDiscrete-v0" if module is pqn else "PointMassPrivileged-v0"
     small = "--critic-hidden 16 16 16" + ("" if module is pqn else " --actor-hidden 16 16 16")
     parts = ("critic",) if module is pqn else ("actor", "critic")
@@ -199,7 +208,7 @@ def made(module: Any, flags: str) -> tuple[Any, Callable[[], Tensor]]:
             step = env.step(action)
             replay.add(action, step)
             obs = step.obs
-        return agent, partial(agent.gradient, replay.sample(32))
+        return agent, partial(agent.gradient, replay.sample(32)), partial(agent.act, obs)
     env = envs.make(args.env_id, 4)
     agent = module.build(args, module.join(torch.device("cpu")))[0]
     obs, critic_obs = env.reset()
@@ -209,7 +218,8 @@ def made(module: Any, flags: str) -> tuple[Any, Callable[[], Tensor]]:
         rows.append(agent.explore(obs, critic_obs) if module is ppo else agent.explore(obs))
         steps.append(env.step(rows[-1]["action"]))
         obs, critic_obs = steps[-1].obs, steps[-1].critic_obs
-    return agent, partial(agent.gradient, agent.estimate(rows, steps))
+    seen = (obs, critic_obs) if module is ppo else (obs,)
+    return agent, partial(agent.gradient, agent.estimate(rows, steps)), partial(agent.rehearse, *seen)
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, calls: list[str], run: Any) -> None:

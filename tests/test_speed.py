@@ -666,6 +666,16 @@ def test_leanrl_runs_as_by_default_and_as_fast_as_it_can(tmp_path: Path) -> None
     assert list(rivals.lineup(rivals.Args(), PENDULUM)[1]) == ["CleanRL", "LeanRL"]
 
 
+def test_ours_is_compiled_in_rows_of_its_own() -> None:
+    plain, more = (rivals.lineup(rivals.Args(compile=asked), PENDULUM)[0] for asked in (False, True))
+    added = [row for row in more if row not in plain]
+    assert [row.name for row in more if row in plain] == [row.name for row in plain]
+    assert [(row.name, row.order.flags, row.sem_off) for row in added] == [
+        ("ours --compile", ("--compile",), None),
+        ("ours --compile --sem", ("--compile", "--sem"), "ours --compile"),
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("order", "frames"),
