@@ -225,8 +225,9 @@ def freed(agent: ModuleType, put: Set) -> None:
     put(machine, "keep_freed_memory", lambda: None)
 
 
-def along_rows(agent: ModuleType, put: Set) -> None:
-    """The softmax of short groups goes along the last dimension."""
+def by_torch(agent: ModuleType, put: Set) -> None:
+    """A SEM block is layer norm and a softmax along the last dimension."""
+    put(sem, "suits", lambda *_: False)
     put(sem, "SHORT", 0)
 
 
@@ -302,7 +303,7 @@ PARTS = {
     "twins": Part(OFF_POLICY, critics_apart, "both critics in one batched product"),
     "paired": Part(("ppo",), hidden_apart, "actor and critic in one batched product"),
     "flat": Part((*OFF_POLICY, *ON_POLICY), tensor_by_tensor, "one vector of parameters, one call of AdamW"),
-    "short": Part(("fasttd3",), along_rows, "softmax over short groups along the first dimension"),
+    "simplices": Part(tuple(TASKS), by_torch, "norm and softmax of a SEM block in one pass, in C++"),
     "memory": Part(tuple(TASKS), freed, "freed memory is kept"),
     "bfloat16": Part((*OFF_POLICY, *IMAGES), None, "products in bfloat16", "--amp off"),
     "overlap": Part(OFF_POLICY, in_turn, "environments step while the learner learns"),

@@ -58,7 +58,7 @@ def linear(in_features: int, out_features: int, copies: int | None) -> nn.Module
     return nn.Linear(in_features, out_features) if copies is None else BatchedLinear(in_features, out_features, copies)
 
 
-def layer_norm(features: int, copies: int | None) -> nn.Module:
+def layer_norm(features: int, copies: int | None) -> nn.LayerNorm | BatchedLayerNorm:
     """Return one affine layer normalisation, or Q of them where `copies` is given."""
     return nn.LayerNorm(features, NORM_EPS) if copies is None else BatchedLayerNorm(features, copies)
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from networks.layers import layer_norm, linear
+from networks.layers import NORM_EPS, layer_norm, linear
+from networks.native import norm_and_simplices, suits
 
 SHORT = 16
 """Groups of fewer vertices are slow in torch's CPU kernels, which are scalar along rows this short."""
@@ -92,7 +93,11 @@ class SEM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features on the product of simplices; each group sums to 1."""
-        x, tau = self.norm(self.linear(x)), self.temperature
+        x, tau = self.linear(x), self.temperature
+        if self.log_temperature is None and suits(x, self.norm.weight, self.config.vertices):
+            gain, bias = self.norm.weight, self.norm.bias
+            return norm_and_simplices(x, gain, bias, self.config.vertices, float(tau), NORM_EPS)
+        x = self.norm(x)
         if isinstance(tau, Tensor):
             return simplicial(x.float() / tau, self.config.groups)
         return simplicial(x, self.config.groups, tau)

@@ -92,30 +92,43 @@ def test_sem_is_the_formula(temperature: float, copies: int | None) -> None:
         np.testing.assert_allclose(array(out[q]), expected, atol=2e-6)
 
 
-def test_sem_equals_torch_modules_forward_and_backward() -> None:
+def test_sem_equals_torch_modules_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    block = shake(SEM(5, SEMConfig(2, 16)))  # groups of 16 or more: the same kernel, so the same bits
+    block = shake(SEM(5, SEMConfig(2, 16)))
     literal = nn.Sequential(
         nn.Linear(5, 32), nn.LayerNorm(32), nn.Unflatten(-1, (2, 16)), nn.Softmax(-1), nn.Flatten(-2, -1)
     )
     for theirs, mine in zip(literal.parameters(), block.parameters(), strict=True):
         theirs.data.copy_(mine)
     x, weight = torch.randn(6, 5), torch.randn(6, 32)
-    assert torch.equal(block(x), literal(x))
-    expected = gradients((literal(x) * weight).sum(), literal)
-    for gradient, reference in zip(gradients((block(x) * weight).sum(), block), expected, strict=True):
-        assert torch.equal(gradient, reference) and gradient.abs().max() > 0
+    expected = literal(x), *gradients((literal(x) * weight).sum(), literal)
+    assert all(each.abs().max() > 0 for each in expected)
+    torch.testing.assert_close((block(x), *gradients((block(x) * weight).sum(), block)), expected)
+    monkeypatch.setattr("networks.sem.suits", lambda *_: False)
+    by_torch = block(x), *gradients((block(x) * weight).sum(), block)
+    for mine, reference in zip(by_torch, expected, strict=True):
+        assert torch.equal(mine, reference)  # groups of 16 or more: the same kernel, so the same bits
 
 
-@pytest.mark.parametrize("rows", [2, 1024])  # of 256 features: composed of torch's kernels, and in one
-@pytest.mark.parametrize("spread", [1.0, 30.0])  # of gains and biases: no maximum is subtracted, and one is
+@pytest.mark.parametrize("by_torch", [False, True])
+@pytest.mark.parametrize("rows", [2, 1024])
+@pytest.mark.parametrize("spread", [1.0, 30.0])  # of gains and biases
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("copies", [None, Q])
+@pytest.mark.parametrize("groups", [4, 32])  # groups of 8 go another way in torch
 def test_block_on_a_cpu_equals_norm_and_softmax_in_float64(
-    rows: int, spread: float, learned: bool, copies: int | None
+    by_torch: bool,
+    rows: int,
+    spread: float,
+    learned: bool,
+    copies: int | None,
+    groups: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if by_torch:
+        monkeypatch.setattr("networks.sem.suits", lambda *_: False)
     torch.manual_seed(0)
-    block = shake(SEM(5, SEMConfig(4, 64, 0.7, learned), copies))
+    block = shake(SEM(5, SEMConfig(groups, 256 // groups, 0.7, learned), copies))
     with torch.no_grad():
         block.norm.weight *= spread
         block.norm.bias *= spread
@@ -127,7 +140,7 @@ def test_block_on_a_cpu_equals_norm_and_softmax_in_float64(
     exact = deepcopy(block).double()
     x64 = x.detach().double().requires_grad_()
     normed = F.layer_norm(exact.linear(x64), [256], eps=1e-5) * exact.norm.weight + exact.norm.bias
-    codes = torch.softmax((normed / exact.temperature).unflatten(-1, (4, 64)), -1).flatten(-2)
+    codes = torch.softmax((normed / exact.temperature).unflatten(-1, (groups, -1)), -1).flatten(-2)
     torch.testing.assert_close(out.double(), codes, atol=2e-6 * spread, rtol=0)
     for mine, reference in zip(actual, gradients((codes * weight).sum(), x64, exact), strict=True):
         assert reference.abs().max() > 0

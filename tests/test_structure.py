@@ -122,7 +122,7 @@ def declared() -> frozenset[str]:
 
 def level(module: str) -> int:
     """Networks may import what is on a lower level."""
-    levels = {"layers": 0, "normalize": 0, "residual": 1, "sem": 1, "bottlenecks": 2, "torso": 3}
+    levels = {"layers": 0, "native": 0, "normalize": 0, "residual": 1, "sem": 1, "bottlenecks": 2, "torso": 3}
     return levels.get(module.removeprefix("networks."), 4)
 
 

@@ -1,0 +1,230 @@
+// LayerNorm and softmax in groups of V in one pass over each row, forward and backward: networks/native.py builds this.
+//
+// Rows are [Q, B, D], float32 or bfloat16, with a gain and a bias [D] for each of Q networks; all else is float32. V is
+// 2, 4, 8, or 16 times a power of two up to 128, and D a multiple of 16. Sums run over 16 lanes in one order, whatever
+// the processor.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace {
+
+constexpr int N = 16;  // lanes
+constexpr int ROWS = 8;  // at once, so that their sums do not wait for one another
+using F = float __attribute__((vector_size(4 * N)));
+using U = uint32_t __attribute__((vector_size(4 * N)));
+using H = uint16_t __attribute__((vector_size(2 * N)));
+struct bfloat16 {
+    uint16_t bits;
+};
+
+template <class To, class From>
+inline To as(From value) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    memcpy(&to, &value, sizeof to);
+    return to;
+}
+
+inline F load(const float *p) {
+    F v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+inline F load(const bfloat16 *p) {
+    H h;
+    memcpy(&h, p, sizeof h);
+    return as<F>(__builtin_convertvector(h, U) << 16);
+}
+
+inline void store(float *p, F v) { memcpy(p, &v, sizeof v); }
+
+inline void store(bfloat16 *p, F v) {  // to the nearest, ties to even
+    U u = as<U>(v);
+    H h = __builtin_convertvector((u + 0x7fff + ((u >> 16) & 1)) >> 16, H);
+    memcpy(p, &h, sizeof h);
+}
+
+// 2^x for x <= 0, within 2e-7 of it. The polynomial is that of least error on [-0.5, 0.5]; what is left of x is added to
+// the exponent.
+inline F power_of_two(F x) {
+    const float round = 12582912.0f;  // 1.5 * 2^23: what is added to it has no digits behind the point
+    const F least = F{} - 126.0f;
+    x = least > x ? least : x;  // keeps what is no number
+    F shifted = x + round, f = x - (shifted - round);
+    F p = f * 1.326472714e-3f + 9.671512640e-3f;
+    p = p * f + 5.550733743e-2f;
+    p = p * f + 2.402224209e-1f;
+    p = p * f + 6.931469776e-1f;
+    p = p * f + 1.0f;
+    return as<F>(as<U>(p) + (as<U>(shifted) << 23));
+}
+
+template <int S>
+inline F swap(F v) {  // lanes that are S apart
+    if constexpr (S == 4) return __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    if constexpr (S == 2) return __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    if constexpr (S == 1) return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+}
+
+template <class Op>
+inline float fold(F v, Op op) {  // all lanes into one
+    using F8 = float __attribute__((vector_size(32)));
+    using F4 = float __attribute__((vector_size(16)));
+    F8 e = op(F8(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7)),
+              F8(__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)));
+    F4 f = op(F4(__builtin_shufflevector(e, e, 0, 1, 2, 3)), F4(__builtin_shufflevector(e, e, 4, 5, 6, 7)));
+    f = op(f, F4(__builtin_shufflevector(f, f, 2, 3, 0, 1)));
+    f = op(f, F4(__builtin_shufflevector(f, f, 1, 0, 3, 2)));
+    return f[0];
+}
+
+constexpr auto larger = [](auto a, auto b) { return a > b ? a : b; };  // b where one is no number
+constexpr auto added = [](auto a, auto b) { return a + b; };
+
+// In every lane, what the V lanes of its group come to; what all lanes come to where V is 16 or more.
+template <int V, class Op>
+inline F over_group(F v, Op op) {
+    if constexpr (V >= N) return F{} + fold(v, op);
+    if constexpr (V > 4) v = op(v, swap<4>(v));
+    if constexpr (V > 2) v = op(v, swap<2>(v));
+    return op(v, swap<1>(v));
+}
+
+// 1 / sum over the group, in every lane
+template <int V>
+inline F share(F v) {
+    if constexpr (V >= N) return F{} + 1.0f / fold(v, added);
+    return 1.0f / over_group<V>(v, added);
+}
+
+template <int V, class T>
+void forward_rows(long begin, long end, long B, long D, const T *x, const float *gain, const float *bias, float scale,
+                  float eps, float *y, float *stats) {
+    constexpr int K = V < N ? 1 : V / N;  // vectors that a softmax goes over
+    const float to_bits = scale * 1.44269504f;
+    for (long block = begin; block < end; block += ROWS) {
+        const long stop = block + ROWS < end ? block + ROWS : end;
+        float mean[ROWS], rstd[ROWS];
+        for (long r = block; r < stop; r++) {
+            F total = {};
+            for (long i = 0; i < D; i += N) {
+                F v = load(x + r * D + i);
+                store(y + r * D + i, v);
+                total += v;
+            }
+            mean[r - block] = fold(total, added) / D;
+        }
+        for (long r = block; r < stop; r++) {
+            F square = {};
+            for (long i = 0; i < D; i += N) {
+                F v = load(y + r * D + i) - mean[r - block];
+                square += v * v;
+            }
+            rstd[r - block] = 1 / std::sqrt(fold(square, added) / D + eps);
+        }
+        for (long r = block; r < stop; r++) {
+            const float *w = gain + r / B * D, *b = bias + r / B * D, m = mean[r - block], s = rstd[r - block];
+            float *out = y + r * D;
+            if (stats) stats[2 * r] = m, stats[2 * r + 1] = s;
+            for (long g = 0; g < D; g += K * N) {
+                F z[K], highest = F{} - INFINITY, whole = {};
+                for (int k = 0; k < K; k++) {
+                    const long i = g + k * N;
+                    z[k] = ((load(out + i) - m) * s * load(w + i) + load(b + i)) * to_bits;
+                    highest = larger(z[k], highest);
+                }
+                highest = over_group<V>(highest, larger);
+                for (int k = 0; k < K; k++) whole += z[k] = power_of_two(z[k] - highest);
+                whole = share<V>(whole);
+                for (int k = 0; k < K; k++) store(out + g + k * N, z[k] * whole);
+            }
+        }
+    }
+}
+
+template <int V, class T>
+void backward_rows(long begin, long end, long B, long D, const T *x, const float *gain, float scale, const float *y,
+                   const float *stats, const float *grad_y, T *grad_x, float *grad_gain, float *grad_bias) {
+    constexpr int K = V < N ? 1 : V / N;
+    std::vector<float> scratch(D);
+    for (long r = begin; r < end; r++) {
+        const long q = r / B * D;
+        const T *in = x + r * D;
+        const float *p = y + r * D, *dp = grad_y + r * D, mean = stats[2 * r], rstd = stats[2 * r + 1];
+        float *d = scratch.data();
+        F total = {}, along = {};
+        for (long g = 0; g < D; g += K * N) {
+            F dot = {};
+            for (int k = 0; k < K; k++) dot += load(p + g + k * N) * load(dp + g + k * N);
+            dot = over_group<V>(dot, added);
+            for (int k = 0; k < K; k++) {
+                const long i = g + k * N;
+                F dz = load(p + i) * (load(dp + i) - dot) * scale, unit = (load(in + i) - mean) * rstd;
+                store(grad_gain + q + i, load(grad_gain + q + i) + dz * unit);
+                store(grad_bias + q + i, load(grad_bias + q + i) + dz);
+                dz *= load(gain + q + i);
+                store(d + i, dz);
+                total += dz;
+                along += dz * unit;
+            }
+        }
+        const float offset = fold(total, added) / D, slope = fold(along, added) / D;
+        for (long i = 0; i < D; i += N) {
+            F unit = (load(in + i) - mean) * rstd;
+            store(grad_x + r * D + i, rstd * (load(d + i) - offset - unit * slope));
+        }
+    }
+}
+
+template <class Rows>
+void each_thread(int threads, long rows, Rows work) {  // work(which, begin, end), on as many rows each
+#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
+    for (int t = 0; t < threads; t++) work(t, rows * t / threads, rows * (t + 1) / threads);
+}
+
+template <class Call>
+void by_width(long V, Call call) {  // call(V), as a number that is known when this is compiled
+    [=]<int... known>(std::integer_sequence<int, known...>) {
+        ((V == known ? call(std::integral_constant<int, known>()) : void()), ...);
+    }(std::integer_sequence<int, 2, 4, 8, 16, 32, 64, 128>());
+}
+
+}  // namespace
+
+extern "C" {
+
+// stats is [Q, B, 2], mean and 1 / deviation of each row, or null where nobody asks for a derivative.
+void sem_forward(int half, int threads, long Q, long B, long D, long V, const void *x, const float *gain,
+                 const float *bias, float scale, float eps, float *y, float *stats) {
+    each_thread(threads, Q * B, [=](int, long begin, long end) {
+        auto rows = [=]<class T>(const T *in) {
+            by_width(V, [=](auto v) { forward_rows<v>(begin, end, B, D, in, gain, bias, scale, eps, y, stats); });
+        };
+        half ? rows((const bfloat16 *)x) : rows((const float *)x);
+    });
+}
+
+// grad_gain and grad_bias are [threads, Q, D], to be summed.
+void sem_backward(int half, int threads, long Q, long B, long D, long V, const void *x, const float *gain, float scale,
+                  const float *y, const float *stats, const float *grad_y, void *grad_x, float *grad_gain,
+                  float *grad_bias) {
+    each_thread(threads, Q * B, [=](int t, long begin, long end) {
+        float *to_gain = grad_gain + t * Q * D, *to_bias = grad_bias + t * Q * D;
+        memset(to_gain, 0, Q * D * sizeof(float));
+        memset(to_bias, 0, Q * D * sizeof(float));
+        auto rows = [=]<class T>(const T *in, T *out) {
+            by_width(V, [=](auto v) {
+                backward_rows<v>(begin, end, B, D, in, gain, scale, y, stats, grad_y, out, to_gain, to_bias);
+            });
+        };
+        half ? rows((const bfloat16 *)x, (bfloat16 *)grad_x) : rows((const float *)x, (float *)grad_x);
+    });
+}
+
+}  // extern "C"

@@ -1,0 +1,285 @@
+"""networks/native.py: what sem.cpp computes is what torch does, and where there is no compiler torch does it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from networks import native
+from networks.layers import NORM_EPS
+from networks.sem import SEM, SEMConfig
+
+found = native.library()
+built = pytest.mark.skipif(isinstance(found, str), reason=f"torch computes SEM here: {found}")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def inputs(copies: int | None, rows: int, width: int, spread: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return x, gain, bias and the derivative by the output."""
+    torch.manual_seed(0)
+    lead, affine = ([], [width]) if copies is None else ([copies], [copies, 1, width])
+    x = 3 * torch.randn(*lead, rows, width) + torch.randn(*lead, rows, 1)
+    return x, spread * (torch.rand(affine) + 0.5), spread * torch.randn(affine), torch.randn(*lead, rows, width)
+
+
+def exact(
+    x: Tensor,
+    gain: Tensor,
+    bias: Tensor,
+    vertices: int,
+    tau: float,
+    grad: Tensor,
+    dtype: torch.dtype = torch.float64,
+) -> list[Tensor]:
+    """Return output and derivatives by torch."""
+    leaves = [each.detach().to(dtype).requires_grad_() for each in (x, gain, bias)]
+    normed = F.layer_norm(leaves[0], x.shape[-1:], eps=NORM_EPS) * leaves[1] + leaves[2]
+    out = torch.softmax((normed / tau).unflatten(-1, (-1, vertices)), -1).flatten(-2)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(dtype))]
+
+
+def ours(x: Tensor, gain: Tensor, bias: Tensor, vertices: int, tau: float, grad: Tensor) -> list[Tensor]:
+    leaves = [each.detach().requires_grad_() for each in (x, gain, bias)]
+    out = native.norm_and_simplices(*leaves, vertices, tau, NORM_EPS)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def apart(mine: Tensor, reference: Tensor) -> float:
+    return float((mine.double() - reference).norm() / reference.norm())
+
+
+@built
+@pytest.mark.parametrize("vertices", native.WIDTHS)
+@pytest.mark.parametrize("copies", [None, 1, 3])
+@pytest.mark.parametrize("rows", [1, 7, 8, 33])
+def test_equals_torch_in_float64(vertices: int, copies: int | None, rows: int) -> None:
+    for groups in (1, 2, 5):
+        if (width := vertices * groups) % native.LANES:
+            width *= native.LANES
+        for tau in (1.0, 0.3):
+            given = inputs(copies, rows, width)
+            settings = *given[:3], vertices, tau, given[3]
+            for mine, theirs, reference in zip(
+                ours(*settings), exact(*settings, torch.float32), exact(*settings), strict=True
+            ):
+                assert mine.dtype == torch.float32 and mine.shape == reference.shape
+                assert apart(mine, reference) < max(2e-6, 3 * apart(theirs, reference))
+
+
+@built
+@pytest.mark.parametrize("vertices", [4, 64])
+def test_bfloat16_rounds_inputs_and_their_derivatives_only(vertices: int) -> None:
+    x, gain, bias, grad = inputs(2, 64, 128)
+    x = x.bfloat16()
+    got = ours(x, gain, bias, vertices, 1.0, grad)
+    assert [each.dtype for each in got] == [torch.float32, torch.bfloat16, torch.float32, torch.float32]
+    expected = exact(x, gain, bias, vertices, 1.0, grad)
+    for index, (mine, reference) in enumerate(zip(got, expected, strict=True)):
+        assert apart(mine, reference) < (2**-8 if index == 1 else 2e-6)
+    wide = ours(x.float(), gain, bias, vertices, 1.0, grad)[1]
+    assert torch.equal(got[1], wide.bfloat16())  # to the nearest, as torch rounds
+
+
+@built
+@pytest.mark.parametrize("vertices", [4, 16, 64])
+def test_many_threads_compute_the_same_rows(vertices: int) -> None:
+    given = inputs(2, 2048, 64)
+    alone = ours(*given[:3], vertices, 1.0, given[3])
+    torch.set_num_threads(3)
+    assert native._sizes(given[0], given[1], vertices)[1] == 3
+    together = ours(*given[:3], vertices, 1.0, given[3])
+    again = ours(*given[:3], vertices, 1.0, given[3])
+    for index, (a, b, c) in enumerate(zip(alone, together, again, strict=True)):
+        assert torch.equal(b, c)
+        assert torch.equal(a, b) if index < 2 else apart(a, b.double()) < 1e-6  # sums over rows, in another order
+
+
+@built
+def test_rows_do_not_depend_on_one_another() -> None:
+    x, gain, bias, _ = inputs(None, 100, 64)
+    with torch.no_grad():
+        whole = native.norm_and_simplices(x, gain, bias, 4, 1.0, NORM_EPS)
+        for start, end in ((0, 1), (3, 20), (97, 100)):
+            piece = native.norm_and_simplices(x[start:end], gain, bias, 4, 1.0, NORM_EPS)
+            assert torch.equal(piece, whole[start:end])
+        strided = native.norm_and_simplices(x.T.contiguous().T, gain, bias, 4, 1.0, NORM_EPS)
+        assert torch.equal(strided, whole)
+        assert native.norm_and_simplices(x[:0], gain, bias, 4, 1.0, NORM_EPS).shape == (0, 64)
+    tracked = native.norm_and_simplices(x.requires_grad_(), gain, bias, 4, 1.0, NORM_EPS)
+    assert torch.equal(tracked.detach(), whole)
+    (of_nothing,) = torch.autograd.grad(native.norm_and_simplices(x[:0], gain, bias, 4, 1.0, NORM_EPS).sum(), x)
+    assert of_nothing.shape == x.shape and not of_nothing.any()
+
+
+@built
+@pytest.mark.parametrize("vertices", [2, 4, 8, 16, 128])
+def test_extremes(vertices: int) -> None:
+    x, gain, bias, grad = inputs(None, 16, 128, spread=1e4)  # logits far apart: exponents that no float32 has
+    out, *grads = ours(x, gain, bias, vertices, 0.1, grad)
+    assert out.isfinite().all() and all(each.isfinite().all() for each in grads)
+    torch.testing.assert_close(out.unflatten(-1, (-1, vertices)).sum(-1), torch.ones(16, 128 // vertices))
+    reference = exact(x, gain, bias, vertices, 0.1, grad)[0]
+    assert (out.unflatten(-1, (-1, vertices)).argmax(-1) == reference.unflatten(-1, (-1, vertices)).argmax(-1)).all()
+    even = native.norm_and_simplices(torch.full((3, 128), 7.0), torch.ones(128), torch.zeros(128), vertices, 1.0, 1e-5)
+    torch.testing.assert_close(even, torch.full((3, 128), 1 / vertices))
+
+
+@built
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("vertices", [4, 64])
+@pytest.mark.parametrize("dtype", native.DTYPES)
+def test_what_is_no_number_shows_in_its_row_alone(bad: float, vertices: int, dtype: torch.dtype) -> None:
+    x, gain, bias, grad = inputs(None, 9, 64)
+    clean = ours(x.to(dtype), gain, bias, vertices, 1.0, grad)
+    x[4, 11] = bad
+    out, of_x, *_ = ours(x.to(dtype), gain, bias, vertices, 1.0, grad)
+    others = [row for row in range(9) if row != 4]
+    assert out[4].isnan().all() and of_x[4].isnan().all()
+    assert torch.equal(out[others], clean[0][others]) and torch.equal(of_x[others], clean[1][others])
+
+
+@built
+def test_a_bias_that_is_no_number_shows_in_its_group() -> None:
+    x, gain, bias, _ = inputs(None, 9, 64)
+    bias[5] = float("nan")
+    out = native.norm_and_simplices(x, gain, bias, 4, 1.0, NORM_EPS)
+    assert out[:, 4:8].isnan().all() and out[:, :4].isfinite().all() and out[:, 8:].isfinite().all()
+
+
+@built
+def test_second_derivatives_are_refused() -> None:
+    x, gain, bias, _ = inputs(None, 9, 64)
+    out = native.norm_and_simplices(x.requires_grad_(), gain, bias, 4, 1.0, NORM_EPS)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(out.square().sum(), x, create_graph=True)
+
+
+@built
+def test_a_block_takes_it_where_it_can() -> None:
+    x = torch.randn(6, 5)
+
+    def by_native(block: SEM, x: Tensor = x) -> bool:
+        return type(block(x).grad_fn).__name__ == "_NormAndSimplicesBackward"
+
+    assert by_native(SEM(5, SEMConfig(4, 16))) and by_native(SEM(5, SEMConfig(4, 4, 0.5, False, 0.1), 2))
+    assert not by_native(SEM(5, SEMConfig(4, 5)))  # no code for it
+    assert not by_native(SEM(5, SEMConfig(3, 4)))  # 12 features do not fill the lanes
+    assert not by_native(SEM(5, SEMConfig(4, 16, 1.0, True)))  # it has no derivative by the temperature
+    assert not by_native(SEM(5, SEMConfig(4, 16)).double(), x.double())
+    block = SEM(5, SEMConfig(4, 16))
+    each = torch.func.vmap(lambda row: block(row))(x)  # a transform looks on
+    torch.testing.assert_close(each, block(x), atol=1e-6, rtol=1e-5)
+    program = torch.export.export(torch.nn.Sequential(block), (x,)).module()
+    torch.testing.assert_close(program(x), block(x), atol=1e-6, rtol=1e-5)
+
+
+@built
+def test_an_annealed_temperature_is_the_one_of_now() -> None:
+    torch.manual_seed(0)
+    block, x = SEM(5, SEMConfig(4, 16, 2.0, end_temperature=0.5)), torch.randn(6, 5)
+    for progress, tau in ((0.0, 2.0), (0.5, 1.0), (1.0, 0.5)):
+        block.anneal(progress)
+        affine = block.norm.weight, block.norm.bias
+        expected = exact(block.linear(x), *affine, 16, tau, torch.ones(6, 64))[0]
+        assert apart(block(x).detach(), expected) < 1e-6
+
+
+# ---- the compiler ----------------------------------------------------------------------------------------------------
+
+
+def anew(monkeypatch: pytest.MonkeyPatch, cache: Path, **environment: str) -> native.Library | str:
+    """Return what `library` makes of an empty cache and an environment."""
+    monkeypatch.setenv("SEMRL_CACHE", str(cache))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return native.library.__wrapped__()
+
+
+@built
+def test_what_is_built_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(anew(monkeypatch, tmp_path), native.Library)
+    (kept,) = (tmp_path / "native").iterdir()  # and nothing of the building
+    before = kept.stat()
+    assert isinstance(anew(monkeypatch, tmp_path), native.Library)
+    assert kept.stat().st_mtime_ns == before.st_mtime_ns and len(list((tmp_path / "native").iterdir())) == 1
+
+
+@built
+def test_processes_that_build_at_once_do_not_hurt_one_another(tmp_path: Path) -> None:
+    code = "from networks import native; assert isinstance(native.library(), native.Library), native.library()"
+    env = {**os.environ, "SEMRL_CACHE": str(tmp_path)}
+    together = [subprocess.Popen([sys.executable, "-c", code], env=env, cwd=native.SOURCE.parents[1]) for _ in range(3)]
+    assert [process.wait(300) for process in together] == [0, 0, 0]
+    assert len(list((tmp_path / "native").iterdir())) == 1
+
+
+def test_without_a_compiler_torch_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    assert anew(monkeypatch, tmp_path) == "no g++ or clang++"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compiler_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = anew(monkeypatch, tmp_path, CXX=str(tmp_path / "no-such-compiler"))
+    assert isinstance(absent, str) and "no-such-compiler" in absent
+    broken = tmp_path / "broken"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "x.cpp:1: error: it is Monday" >&2\nexit 3\n')
+    broken.chmod(0o755)
+    assert anew(monkeypatch, tmp_path, CXX=str(broken)) == f"{broken} fails: x.cpp:1: error: it is Monday"
+    assert list((tmp_path / "native").iterdir()) == []
+
+
+@built
+def test_a_cache_that_cannot_be_written_leaves_it_to_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    why = anew(monkeypatch, tmp_path / "file")
+    assert isinstance(why, str) and "NotADirectoryError" in why
+
+
+@built
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("whole = share<V>(whole);", "whole = F{} + 1.0f;"),
+        ("- offset - unit * slope", "- offset + unit * slope"),
+        ("store(y + r * D + i, v);", "store(y + r * D + i, v + 1e-3f * load(gain));"),
+    ],
+)
+def test_what_computes_something_else_is_not_used(
+    right: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = native.SOURCE.read_text()
+    text = source.replace(right, wrong)
+    assert text != source
+    (tmp_path / "sem.cpp").write_text(text)
+    monkeypatch.setattr(native, "SOURCE", tmp_path / "sem.cpp")
+    why = anew(monkeypatch, tmp_path / "cache")
+    assert isinstance(why, str) and "computes something else" in why
+
+
+def test_users_are_told_where_it_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda: "no g++ or clang++")
+    assert native.told("cpu") == " (by torch, slower: no g++ or clang++)"
+    assert native.told("cuda") == ""
+    x, block = torch.randn(6, 5), SEM(5, SEMConfig(4, 16))
+    assert type(block(x).grad_fn).__name__ != "_NormAndSimplicesBackward"
+
+
+@built
+def test_nobody_is_told_where_it_is_as_it_should_be() -> None:
+    assert native.told("cpu") == ""
