@@ -1,7 +1,8 @@
-"""Times of FastTD3's learner: what SEM costs, what bfloat16 gains, and how it compares with the authors' own code.
+"""Times of the learners of FastTD3 and FastSAC: what SEM costs, what bfloat16 gains, and how their authors' compare.
 
     python benchmarks/speed.py                                          # this repository alone
     python benchmarks/speed.py --reference CHECKOUT --out results.json  # beside the authors' code
+    python benchmarks/speed.py --agent fastsac                          # FastSAC's learner
     python benchmarks/speed.py ppo --help                               # PPO and SAC in training: benchmarks/rivals.py
     python benchmarks/speed.py reach --help                             # time to a return: benchmarks/reach.py
     python benchmarks/speed.py envs --help                              # environments: benchmarks/simulators.py
@@ -9,7 +10,8 @@
     python benchmarks/speed.py parts --help                             # without each optimisation: benchmarks/parts.py
     python benchmarks/speed.py gpu --out FOLDER                         # all of it on a GPU, within ten minutes
 
-CHECKOUT is a copy of github.com/younggyoseo/FastTD3, which stays outside of this repository.
+CHECKOUT is a copy of github.com/younggyoseo/FastTD3, or of github.com/amazon-far/holosoma with `--agent fastsac`, which
+stays outside of this repository.
 
 All contestants of a task take turns call by call in one process, there and back again, so that whatever else the
 machine does hits them alike. A repeat is the median of some calls; the table shows median, least and largest repeat.
@@ -26,18 +28,12 @@ matrix products at the rate of the best product that it can do, or the bytes of 
 the rate of a copy, whichever takes longer. `off again` is another agent like `off`: their ratio is what noise alone
 does.
 
-Of the authors' code, networks, projection, normaliser and replay buffer are imported from the checkout. Their update,
-in `train.py` a set of closures, is in `Reference`, with the switches of their `hyperparams.py`. Those that depend on
-the machine: mixed precision needs CUDA, so on a CPU they have float32; their `train.py` limits a CPU to one thread and
-compiles, here both sides have the same threads, and both are compiled with --compile and neither without. Sizes and
-constants are ours, which for --size reference are their defaults. Both sides keep freed memory, as our agents do and
-theirs does not: it is a setting of the process. Before anything is timed, both sides get the same weights and batch,
-and must compute the same losses.
+What is taken from the checkout, and what is like it, is told in `benchmarks/authors.py`. Both sides keep freed memory,
+as our agents do and theirs do not: it is a setting of the process. Before anything is timed, both sides get the same
+weights and batch, and must compute the same losses.
 """
 
 import gc
-import importlib.util
-import inspect
 import json
 import math
 import statistics
@@ -48,30 +44,29 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from gymnasium.spaces import Box
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from agents import config, fasttd3, machine
+from agents import config, fastsac, fasttd3, machine
 from agents.compiled import TOLERANCE
 from agents.manifest import git_revision, manifest
 from agents.replay import ReplayBuffer
-from benchmarks import parts, reach, rivals, simulators, together
+from benchmarks import authors, parts, reach, rivals, simulators, together
+from benchmarks.authors import LOSS_TOLERANCE, SEM_PLACES, Code, to_reference, to_transition, with_sem
 from benchmarks.rivals import ratio
 from envs.base import Step, VecEnv, vector_space
-from networks.normalize import RunningNorm
 
-SEM_PLACES = ("off", "actor", "critic", "both")
 CONTROL = "off again"
 UPDATES = ("critic update", "actor update", "critic and actor update")
-LOSS_TOLERANCE = 1e-4  # between the two sides in float32
-MOVE_TOLERANCE = 0.05
+AGENTS: dict[str, Any] = {"fasttd3": fasttd3, "fastsac": fastsac}
+Agent = fasttd3.FastTD3 | fastsac.FastSAC
+Settings = fasttd3.Args | fastsac.Args
+LEARNERS: dict[str, Any] = {"fasttd3": fasttd3.FastTD3, "fastsac": fastsac.FastSAC}
 REPEAT_S = 0.05  # a repeat has as many calls as take one contestant this long, within CALLS
 CALLS = (3, 200)
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -79,14 +74,16 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 @dataclass
 class Args:
-    """Time one update, one replay sample and one replay add of FastTD3, beside the authors' code if there is some.
+    """Time one update, one replay sample and one replay add of an agent, beside the authors' code if there is some.
 
     With `ppo` as the first word: the training of PPO and SAC. With `reach`: time to a return. With `envs`: steps of
     environments. With `together`: seeds side by side. With `gpu`: all of it on a GPU. Each has flags of its own.
     """
 
+    agent: Literal["fasttd3", "fastsac"] = "fasttd3"
+    """whose learner"""
     reference: Path | None = None
-    """checkout of github.com/younggyoseo/FastTD3 to compare with"""
+    """checkout of github.com/younggyoseo/FastTD3, or of github.com/amazon-far/holosoma for fastsac, to compare with"""
     batch_size: int = 2048
     """B, transitions per update and sample"""
     size: Literal["reference", "small"] = "reference"
@@ -155,263 +152,6 @@ class RandomEnv(VecEnv):
         return torch.randn(self.num_envs, *self.obs_space.shape, generator=self._generator).to(self.device)
 
 
-# ---- the authors' code -----------------------------------------------------------------------------------------------
-
-
-class Code(NamedTuple):
-    """Modules of a checkout of the authors' repository."""
-
-    nets: ModuleType
-    utils: ModuleType
-    settings: Any
-    """`BaseArgs()`: their defaults"""
-    sem: bool
-    """whether this version has simplicial embeddings"""
-    git: dict[str, Any] | None
-    """its revision, if the checkout has one"""
-
-
-def load_code(checkout: Path) -> Code:
-    """Return the modules of a checkout, imported under names of their own.
-
-    Raises:
-        ValueError: it is no such checkout, or what it imports is not installed.
-    """
-    loaded = []
-    for name in ("fast_td3", "fast_td3_utils", "hyperparams"):
-        spec = importlib.util.spec_from_file_location(f"reference_{name}", checkout / "fast_td3" / f"{name}.py")
-        assert spec is not None and spec.loader is not None  # the name ends in .py
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up
-        try:
-            spec.loader.exec_module(module)
-        except FileNotFoundError:
-            advice = f"there is no fast_td3/{name}.py; give a checkout of github.com/younggyoseo/FastTD3"
-            raise ValueError(f"--reference {checkout}: {advice}") from None
-        except ImportError as error:
-            raise ValueError(f"--reference {checkout}: fast_td3/{name}.py does not import: {error}") from error
-        loaded.append(module)
-    nets, utils, hyperparams = loaded
-    has_sem = "sim_type" in inspect.signature(nets.Critic).parameters
-    return Code(nets, utils, hyperparams.BaseArgs(), has_sem, git_revision(checkout))
-
-
-class Reference:
-    """The authors' agent: their classes, and around them what their `train.py` has inside `main`."""
-
-    def __init__(self, code: Code, ours: fasttd3.Args, sem: str, env: VecEnv) -> None:
-        device, obs_dim, action_dim = env.device, env.obs_space.shape[0], env.action_space.shape[0]  # type: ignore[index]
-        self.args, self.ours, self.device = code.settings, ours, device
-        self.amp = code.settings.amp and code.settings.cuda and device.type == "cuda"
-        self.amp_dtype = torch.bfloat16 if code.settings.amp_dtype == "bf16" else torch.float16
-        self.scaler = torch.amp.GradScaler(enabled=self.amp and self.amp_dtype == torch.float16)
-        kind = {"off": "", "actor": "sim_actor", "critic": "sim_critic", "both": "sim_both"}[sem]
-
-        def sizes(hidden: int, groups: int, vertices: int) -> dict[str, Any]:
-            simplices = {"sim_type": kind, "sim_dimension": vertices, "seq_len": groups} if code.sem else {}
-            return {"n_obs": obs_dim, "n_act": action_dim, "hidden_dim": hidden, "device": device, **simplices}
-
-        def adamw(net: nn.Module, rate: float) -> torch.optim.AdamW:
-            lr = torch.tensor(rate, device=device)
-            return torch.optim.AdamW(list(net.parameters()), lr=lr, weight_decay=ours.weight_decay)
-
-        self.actor = code.nets.Actor(
-            num_envs=env.num_envs,
-            init_scale=code.settings.init_scale,
-            std_min=ours.std_min,
-            std_max=ours.std_max,
-            **sizes(ours.actor_hidden[0], ours.sem_actor_groups, ours.sem_actor_vertices),
-        )
-        critic = sizes(ours.critic_hidden[0], ours.sem_critic_groups, ours.sem_critic_vertices)
-        critic |= {"num_atoms": ours.atoms, "v_min": ours.v_min, "v_max": ours.v_max}
-        self.qnet, self.qnet_target = code.nets.Critic(**critic), code.nets.Critic(**critic)
-        self.qnet_target.load_state_dict(self.qnet.state_dict())
-        self.q_optimizer, self.actor_optimizer = adamw(self.qnet, ours.critic_lr), adamw(self.actor, ours.actor_lr)
-        norm = code.utils.EmpiricalNormalization(shape=obs_dim, device=device) if ours.obs_norm else nn.Identity()
-        self.normalize_obs: Callable[[Tensor], Tensor] = norm.forward
-        if ours.compile:
-            mode = code.settings.compile_mode
-            self.update_main = torch.compile(self.update_main, mode=mode)  # type: ignore[method-assign]
-            self.update_pol = torch.compile(self.update_pol, mode=mode)  # type: ignore[method-assign]
-            self.normalize_obs = torch.compile(self.normalize_obs, mode=None)
-
-    @torch.no_grad()
-    def weights(self, agent: fasttd3.FastTD3) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
-        """Return the weights of each network, ours and theirs, in their shapes and order.
-
-        Both register their layers in the same order. Ours of the critics are stacked, and transposed: [Q, in, out].
-        """
-        out: dict[str, tuple[list[Tensor], list[Tensor]]] = {
-            "actor": (list(agent.actor.parameters()), list(self.actor.parameters()))
-        }
-        for name, stacked, critic in (("critics", agent.critic, self.qnet), ("target", agent.target, self.qnet_target)):
-            nets = critic.qnet1, critic.qnet2
-            theirs = [p for net in nets for p in net.parameters()]
-            mine = [p[index].T for index in range(len(nets)) for p in stacked.parameters()]
-            out[name] = [p.reshape(to.shape) for p, to in zip(mine, theirs, strict=True)], theirs
-        return out
-
-    def autocast(self) -> torch.autocast:
-        """Return the context of their losses."""
-        return torch.autocast(device_type=self.device.type, dtype=self.amp_dtype, enabled=self.amp)
-
-    def critic_loss(self, data: TensorDict) -> tuple[Tensor, Tensor]:
-        """Return `qf_loss` of `update_main`, and `qf1_next_target_value`, which is logged."""
-        args, ours = self.args, self.ours
-        with self.autocast():
-            observations, actions = data["observations"], data["actions"]
-            next_observations, rewards = data["next"]["observations"], data["next"]["rewards"]
-            dones, truncations = data["next"]["dones"].bool(), data["next"]["truncations"].bool()
-            bootstrap = (~dones).float() if args.disable_bootstrap else (truncations | ~dones).float()
-            clipped_noise = torch.randn_like(actions)
-            clipped_noise = clipped_noise.mul(ours.policy_noise).clamp(-ours.noise_clip, ours.noise_clip)
-            next_state_actions = (self.actor(next_observations) + clipped_noise).clamp(-1.0, 1.0)
-            discount = ours.gamma ** data["next"]["effective_n_steps"]
-            with torch.no_grad():
-                qf1_next_target_projected, qf2_next_target_projected = self.qnet_target.projection(
-                    next_observations, next_state_actions, rewards, bootstrap, discount
-                )
-                qf1_next_target_value = self.qnet_target.get_value(qf1_next_target_projected)
-                qf2_next_target_value = self.qnet_target.get_value(qf2_next_target_projected)
-                qf1_next_target_dist, qf2_next_target_dist = qf1_next_target_projected, qf2_next_target_projected
-                if ours.clipped_double_q:
-                    qf1_next_target_dist = qf2_next_target_dist = torch.where(
-                        qf1_next_target_value.unsqueeze(1) < qf2_next_target_value.unsqueeze(1),
-                        qf1_next_target_projected,
-                        qf2_next_target_projected,
-                    )
-            qf1, qf2 = self.qnet(observations, actions)
-            qf1_loss = -torch.sum(qf1_next_target_dist * F.log_softmax(qf1, dim=1), dim=1).mean()
-            qf2_loss = -torch.sum(qf2_next_target_dist * F.log_softmax(qf2, dim=1), dim=1).mean()
-            return qf1_loss + qf2_loss, qf1_next_target_value
-
-    def actor_loss(self, data: TensorDict) -> Tensor:
-        """Return `actor_loss` of `update_pol`."""
-        with self.autocast():
-            qf1, qf2 = self.qnet(data["observations"], self.actor(data["observations"]))
-            qf1_value = self.qnet.get_value(F.softmax(qf1, dim=1))
-            qf2_value = self.qnet.get_value(F.softmax(qf2, dim=1))
-            if self.ours.clipped_double_q:
-                return -torch.minimum(qf1_value, qf2_value).mean()
-            return -((qf1_value + qf2_value) / 2.0).mean()
-
-    def update_main(self, data: TensorDict, logs: TensorDict) -> TensorDict:
-        """Take a step of the critics."""
-        qf_loss, target_value = self.critic_loss(data)
-        self._descend("qf_loss", qf_loss, self.q_optimizer, logs)
-        logs["qf_max"] = target_value.max().detach()
-        logs["qf_min"] = target_value.min().detach()
-        return logs
-
-    def update_pol(self, data: TensorDict, logs: TensorDict) -> TensorDict:
-        """Take a step of the actor."""
-        self._descend("actor_loss", self.actor_loss(data), self.actor_optimizer, logs)
-        return logs
-
-    def _descend(self, name: str, loss: Tensor, optimizer: torch.optim.Optimizer, logs: TensorDict) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(optimizer)
-        self.scaler.step(optimizer)
-        self.scaler.update()
-        logs[f"{name}_grad_norm"] = torch.tensor(0.0, device=self.device)
-        logs[name] = loss.detach()
-
-    @torch.no_grad()
-    def soft_update(self) -> None:
-        """Move the target."""
-        src_ps = [p.data for p in self.qnet.parameters()]
-        tgt_ps = [p.data for p in self.qnet_target.parameters()]
-        torch._foreach_mul_(tgt_ps, 1.0 - self.ours.tau)
-        torch._foreach_add_(tgt_ps, src_ps, alpha=self.ours.tau)
-
-    def update(self, data: TensorDict) -> None:
-        """Do with a batch what the body of their training loop does."""
-        data = data.clone(recurse=False)  # there the batch is fresh, and changed in place
-        data["observations"] = self.normalize_obs(data["observations"])
-        data["next"]["observations"] = self.normalize_obs(data["next"]["observations"])
-        logs = self.update_main(data, TensorDict())
-        self.update_pol(data, logs)
-        self.soft_update()
-
-
-def to_reference(batch: TensorDict) -> TensorDict:
-    """Return a batch of 1-step transitions of ours as their replay buffer hands it out."""
-    done = (batch["discount"] == 0).long()
-    after = {"observations": batch["next_obs"], "rewards": batch["reward"], "dones": done}
-    after |= {"truncations": torch.zeros_like(done), "effective_n_steps": torch.ones_like(done)}
-    return TensorDict({"observations": batch["obs"], "actions": batch["action"], "next": after}, batch.batch_size)
-
-
-def to_transition(obs: Tensor, action: Tensor, step: Step) -> TensorDict:
-    """Return one step of all environments as their training loop builds it for their replay buffer."""
-    after = {"observations": step.next_obs, "rewards": step.reward}
-    after |= {"truncations": step.truncated.long(), "dones": (step.terminated | step.truncated).long()}
-    return TensorDict({"observations": obs, "actions": action, "next": after}, (len(obs),), device=obs.device)
-
-
-class Difference(NamedTuple):
-    """How far two numbers are apart, and how far they may be."""
-
-    seen: float
-    tolerated: float
-
-
-@torch.no_grad()
-def differences(code: Code, ours: fasttd3.Args, env: VecEnv, batch: TensorDict) -> dict[str, Difference]:
-    """Return by how much two implementations with the same weights differ, for each quantity that they share.
-
-    Losses, with clipped double Q on and off and SEM off and on, relative above 1. How far three whole updates move each
-    network, which takes in optimisers, weight decay and target, relative: no closer than AdamW's first steps allow,
-    where a gradient that is nearly 0 counts by its sign. Normalised observations. All in float32 and without policy
-    noise; heads are sharpened, targets differ from critics, weight decay is large enough to be seen, and atoms leave
-    the support and hit its grid.
-    """
-    ours = replace(ours, amp="off", compile=False, policy_noise=0.0, policy_frequency=1, weight_decay=10.0)
-    code = code._replace(settings=replace(code.settings, amp=False))
-    index = torch.arange(len(batch), device=env.device)
-    batch = batch.clone(recurse=False)
-    batch["reward"] = batch["reward"] * torch.tensor([0.0, 1.0, 100.0], device=env.device)[index % 3]
-    batch["discount"] = batch["discount"] * (index % 5 > 0)
-    out = {}
-
-    def compare(name: str, mine: Tensor, theirs: Tensor) -> None:
-        out[name] = Difference(((mine - theirs).abs() / theirs.abs().clamp(min=1)).max().item(), LOSS_TOLERANCE)
-
-    def flat(tensors: Iterable[Tensor]) -> Tensor:
-        return torch.cat([x.flatten() for x in tensors])
-
-    for sem in SEM_PLACES if code.sem else ("off",):
-        for clipped in (True, False):
-            case = f"clipped double Q {'on' if clipped else 'off'}, SEM {sem}"
-            args = with_sem(replace(ours, clipped_double_q=clipped), sem)
-            agent, rival = fasttd3.FastTD3(args, env), Reference(code, args, sem, env)
-            for head in (agent.actor.head, agent.critic.head):
-                head.weight.mul_(10)
-            for moved, source in zip(agent.target.parameters(), agent.critic.parameters(), strict=True):
-                moved.copy_(source * 0.9)
-            start = {}
-            for name, (mine, theirs) in rival.weights(agent).items():
-                torch._foreach_copy_(theirs, mine)
-                start[name] = flat(mine)
-            ready, data = agent.prepare(batch), to_reference(batch)  # normalisers that have seen nothing: as it was
-            compare(f"critic loss, {case}", agent.critic_loss(ready), rival.critic_loss(data)[0])
-            compare(f"actor loss, {case}", agent.actor_loss(ready), rival.actor_loss(data))
-            with torch.enable_grad():
-                for _ in range(3):
-                    agent.update(batch)
-                    rival.update_pol(data, rival.update_main(data, TensorDict()))
-                    rival.soft_update()
-            for name, (mine, theirs) in rival.weights(agent).items():
-                apart = (flat(mine) - flat(theirs)).norm() / (flat(theirs) - start[name]).norm()
-                out[f"movement of {name}, {case}"] = Difference(apart.item(), MOVE_TOLERANCE)
-    norm = RunningNorm(env.obs_space.shape).to(env.device)
-    norm.update(batch["obs"])
-    theirs = code.utils.EmpiricalNormalization(shape=env.obs_space.shape[0], device=env.device)
-    compare("normalised observations", norm(batch["obs"]), theirs(batch["obs"]))
-    return out
-
-
 # ---- contestants -----------------------------------------------------------------------------------------------------
 
 
@@ -428,35 +168,38 @@ Call = Callable[[], object]
 Calls = dict[Contestant, Call]
 
 
-def with_sem(args: fasttd3.Args, place: str) -> fasttd3.Args:
-    """Return the settings with SEM in one of SEM_PLACES."""
-    in_actor, in_critic = place in ("actor", "both"), place in ("critic", "both")
-    return replace(args, sem=in_actor or in_critic, sem_actor=in_actor, sem_critic=in_critic)
+def agent_of(args: Settings) -> str:
+    """Return the name of the agent that has these settings."""
+    return next(name for name, agent in AGENTS.items() if isinstance(args, agent.Args))
 
 
-def settings(args: Args) -> fasttd3.Args:
+def settings(args: Args) -> Settings:
     """Return our agent's settings for what is timed: those of the size, of no task, with every update one of both.
 
-    Each hidden layer has half the units of the one before, since the authors' classes have no others.
+    Beside a reference each hidden layer has half the units of the one before, since its classes have no others.
 
     Raises:
         ValueError: a value is out of range, or the device is absent.
     """
-    ours = fasttd3.Args(env_id="random", size=args.size, device=args.device)
-    for _, overrides in fasttd3.presets(ours):
+    agent = AGENTS[args.agent]
+    ours = agent.Args(env_id="random", size=args.size, device=args.device)
+    for _, overrides in agent.presets(ours):
         ours = replace(ours, **overrides)
-    actor, critic = ((units[0], units[0] // 2, units[0] // 4) for units in (ours.actor_hidden, ours.critic_hidden))
-    ours = replace(ours, actor_hidden=actor, critic_hidden=critic, batch_size=args.batch_size, compile=args.compile)
-    return fasttd3.resolve(replace(ours, policy_frequency=1, n_step=1, reward_norm=False))
+    if args.reference is not None:
+        actor, critic = ((units[0], units[0] // 2, units[0] // 4) for units in (ours.actor_hidden, ours.critic_hidden))
+        ours = replace(ours, actor_hidden=actor, critic_hidden=critic)
+    ours = replace(ours, batch_size=args.batch_size, compile=args.compile, policy_frequency=1, n_step=1)
+    resolved: Settings = agent.resolve(replace(ours, reward_norm=False))
+    return resolved
 
 
-def update_calls(args: fasttd3.Args, code: Code | None, env: VecEnv, batch: TensorDict) -> dict[str, Calls]:
+def update_calls(args: Settings, code: Code | None, env: VecEnv, batch: TensorDict) -> dict[str, Calls]:
     """Return, for each of UPDATES, what each contestant does with the batch."""
     tasks: dict[str, Calls] = {name: {} for name in UPDATES}
-    theirs = to_reference(batch)
+    theirs, learner = to_reference(batch), LEARNERS[agent_of(args)]
     for sem in (*SEM_PLACES, CONTROL):  # next to each other: what is to be compared
         for precision, amp in (("float32", "off"), ("bfloat16", "bfloat16")):
-            agent = fasttd3.FastTD3(with_sem(replace(args, amp=amp), sem), env)  # type: ignore[arg-type]
+            agent = learner(with_sem(replace(args, amp=amp), sem), env)  # type: ignore[arg-type]
             agent.learn_norms(batch["obs"], batch["critic_obs"])
             if agent.compiled is not None:
                 said = agent.compiled.verify(TOLERANCE[amp], partial(agent.gradient, batch))
@@ -464,37 +207,37 @@ def update_calls(args: fasttd3.Args, code: Code | None, env: VecEnv, batch: Tens
             for name, call in zip(UPDATES, our_updates(agent, batch), strict=True):
                 tasks[name][Contestant("ours", precision, sem)] = call
         if code is not None and (code.sem or sem == "off") and sem in SEM_PLACES:
-            rival = Reference(code, args, sem, env)
+            rival = authors.OTHERS[agent_of(args)].learner(code, args, sem, env)
             precision = "bfloat16" if rival.amp else "float32"
-            for name, call in zip(UPDATES, their_updates(rival, theirs), strict=True):
+            for name, call in zip(UPDATES, rival.updates(theirs), strict=True):
                 tasks[name][Contestant("reference", precision, sem)] = call
     return tasks
 
 
-def our_updates(agent: fasttd3.FastTD3, batch: TensorDict) -> tuple[Call, ...]:
-    """Return an update of the critics, of the actor, and a whole one."""
+def our_updates(agent: Agent, batch: TensorDict) -> tuple[Call, ...]:
+    """Return an update of the critics, with FastSAC's temperature, of the actor, and a whole one."""
     prepared = agent.prepare(batch)
+    if isinstance(agent, fasttd3.FastTD3):
+        return (
+            lambda: agent._descend(0, *agent.critic_gradient(prepared), agent.critic_flat, agent.critic_optimizer),
+            lambda: agent._descend(1, *agent.actor_gradient(prepared), agent.actor_flat, agent.actor_optimizer),
+            lambda: agent.update(batch),
+        )
+
+    def critics() -> None:
+        loss, gradient, log_prob = agent.critic_gradient(prepared)
+        agent._descend("qf_loss", loss, gradient, agent.critic_flat, agent.critic_optimizer)
+        agent._descend("alpha_loss", *agent.alpha_gradient(log_prob), agent.alpha_flat, agent.alpha_optimizer)
+
     return (
-        lambda: agent._descend(0, *agent.critic_gradient(prepared), agent.critic_flat, agent.critic_optimizer),
-        lambda: agent._descend(1, *agent.actor_gradient(prepared), agent.actor_flat, agent.actor_optimizer),
+        critics,
+        lambda: agent._descend("actor_loss", *agent.actor_gradient(prepared), agent.actor_flat, agent.actor_optimizer),
         lambda: agent.update(batch),
     )
 
 
-def their_updates(rival: Reference, data: TensorDict) -> tuple[Call, ...]:
-    """Return an update of the critics, of the actor, and a whole one."""
-    normalised = data.clone(recurse=False)
-    normalised["observations"] = rival.normalize_obs(data["observations"])
-    normalised["next", "observations"] = rival.normalize_obs(data["next", "observations"])
-    return (
-        lambda: rival.update_main(normalised, TensorDict()),
-        lambda: rival.update_pol(normalised, TensorDict()),
-        lambda: rival.update(data),
-    )
-
-
 def replay_calls(
-    args: fasttd3.Args, code: Code | None, env: VecEnv, slots: int, n_step: int, storage: str = "device"
+    args: Settings, code: Code | None, env: VecEnv, slots: int, n_step: int, storage: str = "device"
 ) -> tuple[ReplayBuffer, Calls, Calls]:
     """Return our replay buffer, and what each side does to sample a batch and to add a step. All buffers are full."""
     spaces = env.obs_space, env.critic_obs_space, env.action_space
@@ -556,7 +299,7 @@ def rates(device: torch.device, repeats: int, clock: Callable[[], float]) -> Rat
     return Rates(flops, 2e3 * source.nbytes / min(seen))
 
 
-def floors(agent: fasttd3.FastTD3, batch: TensorDict, machine_rates: Rates) -> dict[str, dict[str, Any]]:
+def floors(agent: Agent, batch: TensorDict, machine_rates: Rates) -> dict[str, dict[str, Any]]:
     """Return, for each of UPDATES, its floating-point operations, its bytes, and the least ms in each precision.
 
     Operations are those of the matrix products that the agent really does. Of the bytes only what nobody could save:
@@ -665,18 +408,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def check(args: Args) -> tuple[fasttd3.Args, Code | None]:
+def check(args: Args) -> tuple[Settings, Code | None]:
     """Return our settings and the authors' code; fails with one line where an argument is wrong."""
     check_common(args)
     config.positive(args, "batch_size", "obs_dim", "action_dim")
     config.require(args.slots >= 4, f"--slots {args.slots}: must be at least 4, for windows of 3 steps")
     try:
         ours = settings(args)
-        code = load_code(args.reference) if args.reference is not None else None
+        code = authors.OTHERS[args.agent].load(args.reference) if args.reference is not None else None
     except ValueError as error:
         config.fail(str(error))
     config.require(
-        code is None or args.batch_size % ours.num_envs == 0,
+        code is None or args.agent == "fastsac" or args.batch_size % ours.num_envs == 0,
         f"--batch-size {args.batch_size}: the reference draws as many from each of its {ours.num_envs} environments, "
         f"so it must be a multiple of that",
     )
@@ -791,6 +534,8 @@ class GpuArgs:
     """folder of the files, which are called gpu-*.json"""
     reference: Path | None = None
     """checkout of github.com/younggyoseo/FastTD3 to compare with"""
+    holosoma: Path | None = None
+    """checkout of github.com/amazon-far/holosoma to compare with"""
     cleanrl: Path | None = None
     """checkout of github.com/vwxyzjn/cleanrl to compare with"""
     leanrl: Path | None = None
@@ -806,6 +551,7 @@ class GpuArgs:
 ON_GPU: dict[str, tuple[str, tuple[str, ...]]] = {  # name: command, and which of the flags it takes
     "update": ("--batch-size 32768 --repeats 5 --folder {out}", ("reference",)),
     "update-compiled": ("--batch-size 32768 --repeats 5 --compile", ("reference",)),
+    "fastsac-compiled": ("--agent fastsac --batch-size 8192 --repeats 5 --compile", ("holosoma",)),
     "ppo": ("ppo --repeats 5 --turn 8192 --tasks atari cheetah", ("cleanrl", "leanrl", "sb3_python")),
     "envs": ("envs --tasks HalfCheetah-v5 Humanoid-v5 --backends mjwarp --worlds 1024 4096 16384 --repeats 3", ()),
     "together": ("together --size reference --runs 1 2 4 --frames 60000", ()),
@@ -826,7 +572,8 @@ def on_gpu(argv: Sequence[str]) -> int:
     missed = []
     for name, (words, takes) in ON_GPU.items():
         flags = {flag: getattr(args, flag) for flag in takes if getattr(args, flag) is not None}
-        more = [x for flag, value in flags.items() for x in (f"--{flag.replace('_', '-')}", str(value))]
+        words_of = {"holosoma": "--reference", "sb3_python": "--sb3-python"}
+        more = [x for flag, value in flags.items() for x in (words_of.get(flag, f"--{flag}"), str(value))]
         out = args.out / f"gpu-{name}.json"
         command = [*words.format(out=args.out).split(), "--device", device, *more, "--out", str(out)]
         print(f"\n$ python benchmarks/speed.py {' '.join(command)}", flush=True)
@@ -864,8 +611,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     env = RandomEnv(ours.num_envs, 0, ours.device, args.obs_dim, args.action_dim)
 
-    replay, *one_step = replay_calls(ours, code, env, args.slots, n_step=1)
-    _, *three_steps = replay_calls(ours, code, env, args.slots, n_step=3)
+    buffers = code if args.agent == "fasttd3" else None  # holosoma's is FastTD3's
+    replay, *one_step = replay_calls(ours, buffers, env, args.slots, n_step=1)
+    _, *three_steps = replay_calls(ours, buffers, env, args.slots, n_step=3)
     batch = replay.sample(args.batch_size)
     report = begin(args, args.device)
     report |= {"networks": {"actor": ours.actor_hidden, "critic": ours.critic_hidden, "atoms": ours.atoms}}
@@ -873,11 +621,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"networks   actor {ours.actor_hidden}, 2 critics {ours.critic_hidden}, {ours.atoms} atoms")
     print(f"batch      {args.batch_size:,} of {args.obs_dim} observations and {args.action_dim} actions")
     if code is not None:
-        found = differences(code, ours, env, batch[:1024])
+        found = authors.OTHERS[args.agent].differences(code, ours, env, batch[:1024])
         for name, (seen, tolerated) in found.items():
             config.require(seen <= tolerated, f"the two sides do not compute the same: {name} differs by {seen:.1e}")
         worst = max(each.seen for each in found.values() if each.tolerated == LOSS_TOLERANCE)
-        precision = "bfloat16" if Reference(code, ours, "off", env).amp else "float32"
+        precision = "bfloat16" if authors.OTHERS[args.agent].learner(code, ours, "off", env).amp else "float32"
         runs = f"{precision} (their amp needs CUDA), {'compiled' if args.compile else 'not compiled'}"
         apart = {name: each._asdict() for name, each in found.items()}
         report["reference"] = {"git": code.git, "runs": runs, "differences": apart}
@@ -886,7 +634,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     clock = CLOCKS[args.clock]
     machine_rates = rates(env.device, args.repeats, clock)
-    plain = fasttd3.FastTD3(replace(ours, amp="off", compile=False), env)
+    plain = LEARNERS[args.agent](replace(ours, amp="off", compile=False), env)
     least = floors(plain, batch, machine_rates)
     report |= {"rates": machine_rates._asdict(), "floors": least}
     whole, per_s = least[UPDATES[-1]], machine_rates.flops

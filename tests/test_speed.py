@@ -17,17 +17,24 @@ import pytest
 import torch
 
 from agents import config, fastsac, fasttd3, ppo
-from benchmarks import rivals, simulators, speed, together
+from benchmarks import authors, rivals, simulators, speed, together
+from benchmarks.authors import FastSACCode, FastTD3Code
 from benchmarks.rivals import Gate, Missing, Order, Pool, Program, Restarting, Row, Task, Turn
-from benchmarks.speed import Contestant, RandomEnv, Reference
+from benchmarks.speed import Contestant, RandomEnv
 from envs.base import TaskError
 from envs.check import check
 from networks.flat import AdamW
 
-CHECKOUT = os.environ.get("FASTTD3_REFERENCE")
-needs_reference = pytest.mark.skipif(
-    not CHECKOUT, reason="set FASTTD3_REFERENCE to a checkout of github.com/younggyoseo/FastTD3 to compare with it"
+CHECKOUTS = {"fasttd3": os.environ.get("FASTTD3_REFERENCE"), "fastsac": os.environ.get("HOLOSOMA_REFERENCE")}
+needs_fasttd3 = pytest.mark.skipif(
+    not CHECKOUTS["fasttd3"],
+    reason="set FASTTD3_REFERENCE to a checkout of github.com/younggyoseo/FastTD3 to compare with it",
 )
+needs_fastsac = pytest.mark.skipif(
+    not CHECKOUTS["fastsac"],
+    reason="set HOLOSOMA_REFERENCE to a checkout of github.com/amazon-far/holosoma to compare with it",
+)
+EACH = [pytest.param("fasttd3", marks=needs_fasttd3), pytest.param("fastsac", marks=needs_fastsac)]
 SMALL = [
     *("--size", "small", "--batch-size", "32", "--obs-dim", "5", "--action-dim", "2", "--slots", "8"),
     *("--threads", "1", "--repeats", "2"),
@@ -71,7 +78,7 @@ def check_results(results: list[dict[str, Any]]) -> None:
 def test_the_script_times_every_contestant_and_writes_what_it_prints(tmp_path: Path) -> None:
     report, output = run(tmp_path)
     check_results(report["results"])
-    ours = [("float32", "bfloat16"), (*speed.SEM_PLACES, speed.CONTROL)]
+    ours = [("float32", "bfloat16"), (*authors.SEM_PLACES, speed.CONTROL)]
     for task in TASKS:
         seen = {(row["side"], row["precision"], row["sem"]) for row in report["results"] if row["task"] == task}
         if task in speed.UPDATES:
@@ -86,7 +93,7 @@ def test_the_script_times_every_contestant_and_writes_what_it_prints(tmp_path: P
     assert report["settings"]["batch_size"] == 32
     assert report["machine"]["torch"]["threads"] == 1
     assert report["machine"]["hardware"]["cpu"]
-    assert report["networks"] == {"actor": [256, 128, 64], "critic": [256, 128, 64], "atoms": 51}
+    assert report["networks"] == {"actor": [256, 128, 128], "critic": [256, 128, 64], "atoms": 51}
 
 
 @pytest.mark.parametrize(
@@ -127,7 +134,18 @@ def test_a_checkout_that_does_not_import_says_why(tmp_path: Path) -> None:
     (tmp_path / "fast_td3").mkdir()
     (tmp_path / "fast_td3" / "fast_td3.py").write_text("import absent_module\n")
     with pytest.raises(ValueError, match=r"fast_td3\.py does not import: No module named 'absent_module'"):
-        speed.load_code(tmp_path)
+        authors.load_fasttd3(tmp_path)
+
+
+def test_a_checkout_of_holosoma_that_does_not_import_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no src/holosoma/holosoma/utils/safe_torch_import\.py"):
+        authors.load_fastsac(tmp_path)
+    source = tmp_path / "src" / "holosoma" / "holosoma" / "utils"
+    source.mkdir(parents=True)
+    (source / "safe_torch_import.py").write_text("import absent_module\n")
+    with pytest.raises(ValueError, match=r"safe_torch_import\.py does not import: No module named 'absent_module'"):
+        authors.load_fastsac(tmp_path)
+    assert not isinstance(sys.modules.get("loguru"), authors.Anything)  # what stood in has gone
 
 
 def test_random_env_keeps_the_contract() -> None:
@@ -147,8 +165,8 @@ def test_random_env_ends_episodes_both_ways() -> None:
 def test_sem_is_where_a_contestant_says() -> None:
     base = speed.settings(speed.Args(size="small"))
     seen = {
-        place: tuple(x is not None for x in fasttd3.sem_configs(speed.with_sem(base, place)))
-        for place in (*speed.SEM_PLACES, speed.CONTROL)
+        place: tuple(x is not None for x in fasttd3.sem_configs(authors.with_sem(base, place)))
+        for place in (*authors.SEM_PLACES, speed.CONTROL)
     }
     plain, both = (False, False), (True, True)
     assert seen == {"off": plain, "actor": (True, False), "critic": (False, True), "both": both, speed.CONTROL: plain}
@@ -717,27 +735,30 @@ def test_the_rivals_themselves_train_under_the_gate(tmp_path: Path, order: Order
 # ---- against the authors' code ---------------------------------------------------------------------------------------
 
 
-def differences() -> dict[str, speed.Difference]:
-    """What `speed.differences` finds in a small agent."""
+def differences(agent: str) -> authors.Differences:
+    """By how much an agent and that of its authors differ."""
     torch.manual_seed(0)
-    assert CHECKOUT is not None
-    ours = replace(speed.settings(speed.Args(size="small", batch_size=64)), v_min=-20.0, v_max=30.0)
+    checkout = CHECKOUTS[agent]
+    assert checkout is not None
+    base = speed.settings(speed.Args(agent=agent, size="small", batch_size=64, reference=Path(checkout)))  # type: ignore[arg-type]
+    ours = replace(base, v_min=-20.0, v_max=30.0)
     env = RandomEnv(ours.num_envs, 0, "cpu", 7, 3)
     replay, _, _ = speed.replay_calls(ours, None, env, 16, 1)
-    return speed.differences(speed.load_code(Path(CHECKOUT)), ours, env, replay.sample(64))
+    others = authors.OTHERS[agent]
+    return others.differences(others.load(Path(checkout)), ours, env, replay.sample(64))
 
 
-@needs_reference
-def test_losses_and_updates_are_those_of_the_authors() -> None:
-    found = differences()
+@pytest.mark.parametrize("agent", EACH)
+def test_losses_and_updates_are_those_of_the_authors(agent: str) -> None:
+    found = differences(agent)
     assert {name.partition(",")[0] for name in found} == {
-        *("critic loss", "actor loss", "normalised observations"),
+        *("critic loss", "actor loss", *(["normalised observations"] if agent == "fasttd3" else [])),
         *("movement of actor", "movement of critics", "movement of target"),
     }
-    assert {name: each for name, each in found.items() if each.seen > each.tolerated} == {}
+    assert {name: each for name, each in found.items() if not each.seen <= each.tolerated} == {}
 
 
-@needs_reference
+@pytest.mark.parametrize("agent", EACH)
 @pytest.mark.parametrize(
     ("broken", "noticed"),
     [
@@ -747,31 +768,53 @@ def test_losses_and_updates_are_those_of_the_authors() -> None:
         ("AdamW", "movement of critics"),
     ],
 )
-def test_the_comparison_notices_what_differs(broken: str, noticed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_comparison_notices_what_differs(
+    agent: str, broken: str, noticed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if broken == "soft_update":
-        monkeypatch.setattr(Reference, broken, lambda self: None)
+        monkeypatch.setattr({"fasttd3": FastTD3Code, "fastsac": FastSACCode}[agent], broken, lambda self: None)
     elif broken == "AdamW":
 
-        def adamw(*args: Any, weight_decay: float) -> AdamW:
+        def adamw(*args: Any, weight_decay: float = 0.0) -> AdamW:
             return AdamW(*args, weight_decay=0.1 * weight_decay)
 
-        monkeypatch.setattr(fasttd3, broken, adamw)
+        monkeypatch.setattr(speed.AGENTS[agent], broken, adamw)
     else:
-        loss = getattr(fasttd3.FastTD3, broken)
-        monkeypatch.setattr(fasttd3.FastTD3, broken, lambda self, batch: loss(self, batch) * 1.001)
-    found = differences()
+        loss = getattr(speed.LEARNERS[agent], broken)
+
+        def off(self: Any, batch: Any) -> Any:
+            seen = loss(self, batch)
+            return (seen[0] * 1.001, *seen[1:]) if isinstance(seen, tuple) else seen * 1.001
+
+        monkeypatch.setattr(speed.LEARNERS[agent], broken, off)
+    found = differences(agent)
     assert noticed in {name.partition(",")[0] for name, each in found.items() if each.seen > each.tolerated}
 
 
-@needs_reference
-def test_the_script_times_the_reference_too(tmp_path: Path) -> None:
-    assert CHECKOUT is not None
-    report, output = run(tmp_path, "--reference", str(Path(CHECKOUT).resolve()))
-    check_results(report["results"])
+@pytest.mark.parametrize("agent", EACH)
+def test_the_script_times_the_reference_too(agent: str, tmp_path: Path) -> None:
+    report, output = run(tmp_path, "--agent", agent, "--reference", str(Path(CHECKOUTS[agent] or "").resolve()))
+    rows = report["results"]
+    if agent == "fasttd3":
+        check_results(rows)
+        for row in rows:
+            assert (row["to_reference"] is not None) == (row["side"] == "ours" and row["sem"] != speed.CONTROL)
+        assert {row["sem"] for row in rows if row["side"] == "reference"} == {*authors.SEM_PLACES, ""}
+    else:  # it has no SEM, and the replay buffer of FastTD3
+        theirs = [row for row in rows if row["side"] == "reference"]
+        assert [(row["task"], row["sem"]) for row in theirs] == [(task, "off") for task in speed.UPDATES]
+        beside = [row for row in rows if row["to_reference"] is not None]
+        assert {(row["task"], row["sem"]) for row in beside} == {(task, "off") for task in speed.UPDATES}
     assert "float32" in report["reference"]["runs"] and report["reference"]["runs"] in output
+
+
+def test_fastsac_is_timed_as_fasttd3_is(tmp_path: Path) -> None:
+    report, output = run(tmp_path, "--agent", "fastsac")
+    assert {row["task"] for row in report["results"]} == set(TASKS)
+    assert report["networks"] == {"actor": [256, 128, 128], "critic": [256, 128, 64], "atoms": 51}
     for row in report["results"]:
-        assert (row["to_reference"] is not None) == (row["side"] == "ours")
-    assert {row["sem"] for row in report["results"] if row["side"] == "reference"} == {*speed.SEM_PLACES, ""}
+        assert row["median_ms"] > 0 and (row["to_floor"] is not None) == (row["task"] in speed.UPDATES)
+    assert "critic and actor update" in output
 
 
 # ---- environments ----------------------------------------------------------------------------------------------------
@@ -911,7 +954,9 @@ def test_all_rows_of_a_gpu_are_legal_commands(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(SystemExit) as stop:
-        speed.main(f"gpu --out {tmp_path} --device cpu --reference {tmp_path} --cleanrl {tmp_path}".split())
+        speed.main(
+            f"gpu --out {tmp_path} --device cpu --reference {tmp_path} --cleanrl {tmp_path} --holosoma {tmp_path}".split()
+        )
     assert stop.value.code == 1  # one has failed, the others were run
     kinds = {"ppo": rivals.Args, "envs": simulators.Args, "together": together.Args}
     for words in done:
@@ -919,7 +964,7 @@ def test_all_rows_of_a_gpu_are_legal_commands(tmp_path: Path, monkeypatch: pytes
         args = config.parse(kind, argv=words[1:] if words[0] in kinds else words).args
         assert args.device == "cpu" and args.out.parent == tmp_path  # type: ignore[attr-defined]
     assert len(done) == len(speed.ON_GPU)
-    assert sum("--reference" in words for words in done) == 2
+    assert sum("--reference" in words for words in done) == 3
 
 
 def test_a_gpu_s_rows_end_with_their_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
