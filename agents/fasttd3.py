@@ -72,10 +72,9 @@ from networks.diagnostics import (
     undrawn,
 )
 from networks.flat import AdamW, Flat
-from networks.native import told
 from networks.normalize import RewardScale, RunningNorm
 from networks.residual import batch_norms, spheres
-from networks.sem import SEM
+from networks.sem import SEM, told
 from networks.torso import TaskEmbedding
 
 
@@ -961,7 +960,8 @@ def describe(run: Run[Args], env: VecEnv) -> None:
         **({"from": args.init_from} if args.init_from else {}),
         "size": f"{args.size}: {torso}actor {args.actor_hidden}, critics {args.critic_hidden}, "
         f"batch {args.batch_size:,}",
-        block: f"actor {actor_sem or 'off'}, critics {critic_sem or 'off'}" + (told(args.device) if args.sem else ""),
+        block: f"actor {actor_sem or 'off'}, critics {critic_sem or 'off'}"
+        + (told(args.device, actor_sem, critic_sem) if args.sem else ""),
         "learner": f"{args.device}, threads {torch.get_num_threads()}, "
         + ("bfloat16" if args.amp == "bfloat16" else "float32")
         + (", compiled" if args.compile else "")

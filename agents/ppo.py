@@ -74,10 +74,9 @@ from networks.diagnostics import (
 )
 from networks.flat import AdamW, Flat
 from networks.layers import orthogonal_
-from networks.native import told
 from networks.normalize import RewardScale, RunningNorm
 from networks.residual import spheres
-from networks.sem import SEM
+from networks.sem import SEM, told
 from networks.torso import hidden_layers, nature_cnn, take
 
 
@@ -1036,7 +1035,8 @@ def describe(run: Run[Args], agent: PPO, env: VecEnv) -> None:
         **({"from": args.init_from} if args.init_from else {}),
         "size": f"{args.size}: {'Nature CNN, ' if agent.images else ''}{torso}actor {args.actor_hidden}, "
         f"critic {args.critic_hidden}, rollout {rows:,}, minibatch {rows // args.num_minibatches:,}",
-        block: f"actor {actor_sem or 'off'}, critic {critic_sem or 'off'}" + (told(args.device) if args.sem else ""),
+        block: f"actor {actor_sem or 'off'}, critic {critic_sem or 'off'}"
+        + (told(args.device, actor_sem, critic_sem) if args.sem else ""),
         "learner": f"{args.device}, threads {torch.get_num_threads()}, "
         + ("bfloat16" if args.amp == "bfloat16" else "float32")
         + (", compiled" if args.compile else "")

@@ -69,10 +69,9 @@ from networks.diagnostics import (
 )
 from networks.flat import Flat, RAdam
 from networks.layers import orthogonal_
-from networks.native import told
 from networks.normalize import RewardScale, RunningNorm
 from networks.residual import batch_norms, spheres
-from networks.sem import SEM
+from networks.sem import SEM, told
 from networks.torso import nature_cnn, take
 
 
@@ -819,7 +818,7 @@ def describe(run: Run[Args], agent: PQN, env: VecEnv) -> None:
         **({"from": args.init_from} if args.init_from else {}),
         "size": f"{args.size}: {'Nature CNN, ' if agent.images else ''}{torso}critic {args.critic_hidden}, "
         f"rollout {rows:,}, minibatch {rows // args.num_minibatches:,}",
-        block: str(sem_config(args) or "off") + (told(args.device) if args.sem else ""),
+        block: str(sem_config(args) or "off") + (told(args.device, sem_config(args)) if args.sem else ""),
         "learner": f"{args.device}, threads {torch.get_num_threads()}, "
         + ("bfloat16" if args.amp == "bfloat16" else "float32")
         + (", compiled" if args.compile else "")

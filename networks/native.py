@@ -1,25 +1,27 @@
 """The C++ beside torch: LayerNorm and softmax in groups of a SEM block on a CPU, as one call forward and one backward.
 
 In calls of torch they are a dozen, and several times the arithmetic: rows of 4 to 64 numbers are too short for its
-kernels. `sem.cpp` is built when it is first needed, which takes a second, for the processor at hand, and kept in
-`$SEMRL_CACHE`, by default `~/.cache/semrl`. Where there is no compiler, or it fails, `reason` says so and all is done
-by torch.
+kernels. `sem.cpp` is built when it is first needed, in a second or two, for the processor at hand, and kept in
+`$SEMRL_CACHE`, by default `~/.cache/semrl`. Where there is no compiler, or it fails, `library` says why, and torch does
+all of it.
 """
 
 import ctypes
 import hashlib
 import itertools
 import os
-import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 SOURCE = Path(__file__).with_name("sem.cpp")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
@@ -31,112 +33,138 @@ LANES = 16
 GRAIN = 1 << 15
 """numbers that a thread has to do at least; torch hands out its own loops by the same"""
 DTYPES = (torch.float32, torch.bfloat16)
+PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+"""what `sem.cpp` gets, whatever the defaults are"""
 
 
 class Library:
     """What `sem.cpp` has been built into."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threaded: bool) -> None:
         library = ctypes.CDLL(str(path))
         number, pointer, real = ctypes.c_long, ctypes.c_void_p, ctypes.c_float
         sizes = [ctypes.c_int, ctypes.c_int, number, number, number, number]
+        self.threaded = threaded
         self.forward, self.backward = library.sem_forward, library.sem_backward
         self.forward.argtypes = [*sizes, *[pointer] * 3, real, real, pointer, pointer]
         self.backward.argtypes = [*sizes, pointer, pointer, real, *[pointer] * 6]
         self.forward.restype = self.backward.restype = None
 
 
-def processor() -> str:
-    """Return what tells processors apart that a compiler makes different code for."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return platform.machine() + platform.processor()
-    return platform.machine() + "".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
-
-
 def folder() -> Path:
-    """Return where what has been built is kept."""
+    """Return where what has been built is kept.
+
+    Raises:
+        RuntimeError: there is no home.
+    """
     base = os.environ.get("SEMRL_CACHE")
     return (Path(base).expanduser() if base else Path.home() / ".cache" / "semrl") / "native"
 
 
-def build(compiler: str, flags: tuple[str, ...]) -> Path:
-    """Return the library, built if it is not there.
+def call(*command: str) -> bytes:
+    """Return what a compiler prints.
 
     Raises:
-        OSError: it cannot be written, or the compiler cannot be called.
+        OSError: it is not there.
+        subprocess.SubprocessError: it fails, or does not end.
+    """
+    return subprocess.run(command, capture_output=True, check=True, timeout=120).stdout
+
+
+def load(compiler: Sequence[str], flags: tuple[str, ...], threaded: bool) -> Library:
+    """Return the library, built if it is not there, or not whole.
+
+    Raises:
+        OSError: it cannot be written or loaded, or the compiler is not there.
+        RuntimeError: there is no home.
         subprocess.SubprocessError: the compiler fails, or does not end.
     """
-    called = [compiler, *flags]
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
-    key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, *(x.encode() for x in (*called, processor()))]))
+    compile_, link = [*compiler, *flags, "-c"], [*compiler, "-shared"]
+    known = call(*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull)  # version and processor, among all else
+    key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), known, *(word.encode() for word in compile_)]))
     path = folder() / f"sem-{key.hexdigest()[:16]}.so"
-    if not path.exists():
+    try:
+        return Library(path, threaded)
+    except OSError:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as place:
             compiled, linked = Path(place) / "sem.o", Path(place) / "sem.so"
-            for command in ([*called, "-c", str(SOURCE), "-o", str(compiled)], [compiler, "-shared", str(compiled)]):
-                output = [] if "-c" in command else ["-o", str(linked)]
-                subprocess.run([*command, *output], capture_output=True, check=True, timeout=300)
+            call(*compile_, str(SOURCE), "-o", str(compiled))
+            call(*link, str(compiled), "-o", str(linked))
             linked.replace(path)  # at once: others may be looking for it
-    return path
+    return Library(path, threaded)
 
 
 @cache
 def library() -> Library | str:
     """Return the library, or why there is none."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        return "no g++ or clang++"
-    why = ""
-    for flags in ((*FLAGS, *THREADED), FLAGS):
+    asked = os.environ.get("CXX")
+    compilers = [shlex.split(asked)] if asked else [[name] for name in ("g++", "clang++") if shutil.which(name)]
+    why = "no g++ or clang++"
+    for compiler, threads in itertools.product(compilers, (THREADED, ())):
+        name = " ".join(compiler)
         try:
-            found = Library(build(compiler, flags))
+            found = load(compiler, (*FLAGS, *threads), bool(threads))
         except subprocess.CalledProcessError as error:
-            lines = [line for line in error.stderr.decode(errors="replace").splitlines() if "error" in line]
-            why = f"{compiler} fails: {(lines or [f'exit status {error.returncode}'])[0]}"
-        except (OSError, subprocess.SubprocessError, AttributeError) as error:
-            why = f"{type(error).__name__}: {error}"
+            said = [line for line in error.stderr.decode(errors="replace").splitlines() if line.strip()]
+            telling = [line for line in said if "error:" in line or "No space" in line] or said[-1:]
+            why = f"{name} fails: {(telling or [f'exit status {error.returncode}'])[0]}"
+        except subprocess.TimeoutExpired:
+            return f"{name} does not end"
+        except (OSError, RuntimeError) as error:
+            why = f"{name}: {type(error).__name__}: {error}"
         else:
-            return found if agrees(found) else f"what {compiler} has made of sem.cpp computes something else"
+            return found if agrees(found) else f"what {name} has made of sem.cpp computes something else"
     return why[:200]
 
 
 def agrees(built: Library) -> bool:
     """Whether it computes what torch does, forward and backward: compilers are many, and tests ran with few."""
-    rows = torch.linspace(-3, 3, 2 * 3 * 64).sin().view(2, 3, 64)  # no random numbers: a run has a use for them
+    with torch.inference_mode(False), torch.enable_grad():
+        return all(computes_the_same(built, dtype, vertices) for dtype in DTYPES for vertices in (4, 64))
+
+
+def computes_the_same(built: Library, dtype: torch.dtype, vertices: int) -> bool:
+    """Whether it computes what torch does with one shape; draws no random numbers, for which a run has a use."""
+    rows = torch.linspace(-3, 3, 2 * 3 * 64, **PLAIN).sin().view(2, 3, 64)
     gain, bias = 1 + rows[:, :1].cos() / 2, rows[:, 1:2] / 4
     grad = (7 * rows).cos()
-    for dtype, vertices in itertools.product(DTYPES, (4, 64)):
-        x = rows.to(dtype)
-        with torch.enable_grad():
-            inputs = [each.detach().clone().requires_grad_() for each in (x.float(), gain, bias)]
-            normed = torch.addcmul(inputs[2], torch.layer_norm(inputs[0], [64], eps=1e-5), inputs[1]) / 0.7
-            out = torch.softmax(normed.unflatten(-1, (-1, vertices)), -1).flatten(-2)
-            expected = out.detach(), *torch.autograd.grad(out, inputs, grad)
-        stats = torch.empty(2, 3, 2)
-        mine = _forward(built, x, gain, bias, vertices, 0.7, 1e-5, stats)
-        got = mine, *_backward(built, x, gain, vertices, 0.7, mine, stats, grad)
-        for a, b in zip(got, expected, strict=True):
-            if not (a.float() - b).norm() <= (1e-2 if a.dtype == torch.bfloat16 else 1e-5) * b.norm():
-                return False
-    return True
+    x = rows.to(dtype)
+    inputs = [each.detach().clone().requires_grad_() for each in (x.float(), gain, bias)]
+    normed = torch.addcmul(inputs[2], torch.layer_norm(inputs[0], [64], eps=1e-5), inputs[1]) / 0.7
+    out = torch.softmax(normed.unflatten(-1, (-1, vertices)), -1).flatten(-2)
+    expected = out.detach(), *torch.autograd.grad(out, inputs, grad)
+    stats = torch.empty(2, 3, 2, **PLAIN)
+    mine = _forward(built, x, gain, bias, vertices, 0.7, 1e-5, stats)
+    got = mine, *_backward(built, x, gain, vertices, 0.7, mine, stats, grad)
+    near = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+    return all((a.float() - b).norm() <= near[a.dtype] * b.norm() for a, b in zip(got, expected, strict=True))
 
 
 def suits(x: Tensor, gain: Tensor, vertices: int) -> bool:
-    """Whether `norm_and_simplices` can be asked for it: on a CPU, and no compiler or transform looks on."""
+    """Whether `norm_and_simplices` can be asked for it: on a CPU, in a shape that it has, and nobody looks on.
+
+    Compilers, tracers and transforms need to see torch's own operations.
+    """
     return (
         x.device.type == "cpu"
-        and vertices in WIDTHS
-        and x.shape[-1] % LANES == 0
+        and has_code_for(x.shape[-1], vertices)
         and x.dtype in DTYPES
         and gain.dtype == torch.float32
         and type(x) is Tensor  # and nothing that only passes for one
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
-        and isinstance(library(), Library)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and forward_ad._current_level < 0
+        and isinstance(found := library(), Library)
+        and (found.threaded or torch.get_num_threads() == 1 or x.numel() < 2 * GRAIN)
     )
+
+
+def has_code_for(width: int, vertices: int) -> bool:
+    """Whether `sem.cpp` has code for L*V features in groups of V."""
+    return vertices in WIDTHS and width % max(LANES, vertices) == 0
 
 
 def norm_and_simplices(x: Tensor, gain: Tensor, bias: Tensor, vertices: int, temperature: float, eps: float) -> Tensor:
@@ -151,7 +179,7 @@ def norm_and_simplices(x: Tensor, gain: Tensor, bias: Tensor, vertices: int, tem
     """
     if torch.is_grad_enabled() and (x.requires_grad or gain.requires_grad or bias.requires_grad):
         return _NormAndSimplices.apply(x, gain, bias, vertices, temperature, eps)
-    return _forward(ready(), x.contiguous(), gain, bias, vertices, temperature, eps, None)
+    return _forward(ready(), x.contiguous(), gain.contiguous(), bias.contiguous(), vertices, temperature, eps, None)
 
 
 def ready() -> Library:
@@ -183,7 +211,7 @@ def _forward(
     eps: float,
     stats: Tensor | None,
 ) -> Tensor:
-    out = torch.empty(x.shape)
+    out = torch.empty(x.shape, **PLAIN)
     noted = None if stats is None else stats.data_ptr()
     arrays = x.data_ptr(), gain.data_ptr(), bias.data_ptr()
     built.forward(*_sizes(x, gain, vertices), *arrays, 1 / temperature, eps, out.data_ptr(), noted)
@@ -204,7 +232,7 @@ def _backward(
     threads = sizes[1]
     grad_x = torch.empty_like(x)
     shape = gain.shape if threads == 1 else (threads, *gain.shape)
-    grad_gain, grad_bias = torch.empty(shape), torch.empty(shape)
+    grad_gain, grad_bias = torch.empty(shape, **PLAIN), torch.empty(shape, **PLAIN)
     given = x.data_ptr(), gain.data_ptr(), 1 / temperature, out.data_ptr(), stats.data_ptr(), grad.data_ptr()
     built.backward(*sizes, *given, grad_x.data_ptr(), grad_gain.data_ptr(), grad_bias.data_ptr())
     if threads > 1:
@@ -218,23 +246,44 @@ class _NormAndSimplices(torch.autograd.Function):
         ctx: Any, x: Tensor, gain: Tensor, bias: Tensor, vertices: int, temperature: float, eps: float
     ) -> Tensor:
         x, gain, bias = x.contiguous(), gain.contiguous(), bias.contiguous()
-        stats = torch.empty(*x.shape[:-1], 2)
+        stats = torch.empty(*x.shape[:-1], 2, **PLAIN)
         out = _forward(ready(), x, gain, bias, vertices, temperature, eps, stats)
         ctx.save_for_backward(x, gain, out, stats)
-        ctx.settings = vertices, temperature
+        ctx.settings = vertices, temperature, eps
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # `once_differentiable` says it too, in twice the time
-            raise RuntimeError("a SEM block on a CPU has first derivatives only")
         x, gain, out, stats = ctx.saved_tensors
-        vertices, temperature = ctx.settings
-        grads = _backward(ready(), x, gain, vertices, temperature, out, stats, grad.contiguous())
+        vertices, temperature, eps = ctx.settings
+        grad = grad.contiguous()
+        if torch.is_grad_enabled() or not has_memory(grad):
+            grads = by_torch(x, gain, vertices, temperature, eps, out, grad)
+        else:
+            grads = _backward(ready(), x, gain, vertices, temperature, out, stats, grad)
         return *grads, None, None, None
 
 
-def told(device: str) -> str:
-    """Return what a user should know of how SEM blocks are computed on a device; nothing where all is as it should."""
-    found = library() if device == "cpu" else None
-    return f" (by torch, slower: {found})" if isinstance(found, str) else ""
+def has_memory(x: Tensor) -> bool:
+    """Whether numbers lie where a pointer says: not those of many derivatives at once, nor zeros that torch saves."""
+    try:
+        return x.data_ptr() != 0 or x.numel() == 0
+    except RuntimeError:
+        return False
+
+
+def by_torch(
+    x: Tensor, gain: Tensor, vertices: int, temperature: float, eps: float, out: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the derivatives in torch's operations, for those who differentiate them again, or many at once."""
+    wide = x.float()
+    unit = torch.layer_norm(wide, x.shape[-1:], eps=eps)
+    rstd = (wide.var(-1, correction=0, keepdim=True) + eps).rsqrt()
+    codes, by_code = (each.reshape(*x.shape[:-1], x.shape[-1] // vertices, vertices) for each in (out, grad))
+    by_logit = (codes * (by_code - (codes * by_code).sum(-1, keepdim=True))).reshape(x.shape) / temperature
+    by_unit = by_logit * gain
+    along = (by_unit * unit).mean(-1, keepdim=True)
+    by_x = rstd * (by_unit - by_unit.mean(-1, keepdim=True) - unit * along)
+    rows = [each for each, size in enumerate(gain.shape[:-1]) if size == 1] or list(range(x.dim() - 1))
+    of_gain, of_bias = ((by_logit * each).sum(rows, keepdim=gain.dim() > 1) for each in (unit, torch.ones_like(unit)))
+    return by_x.to(x.dtype), of_gain, of_bias

@@ -1,8 +1,7 @@
 // LayerNorm and softmax in groups of V in one pass over each row, forward and backward: networks/native.py builds this.
 //
 // Rows are [Q, B, D], float32 or bfloat16, with a gain and a bias [D] for each of Q networks; all else is float32. V is
-// 2, 4, 8, or 16 times a power of two up to 128, and D a multiple of 16. Sums run over 16 lanes in one order, whatever
-// the processor.
+// 2, 4, 8, or 16 times a power of two up to 128, and D a multiple of 16. Sums run over 16 lanes in one order.
 
 #include <cmath>
 #include <cstdint>
@@ -16,6 +15,7 @@ namespace {
 constexpr int N = 16;  // lanes
 constexpr int ROWS = 8;  // at once, so that their sums do not wait for one another
 using F = float __attribute__((vector_size(4 * N)));
+using I = int32_t __attribute__((vector_size(4 * N)));
 using U = uint32_t __attribute__((vector_size(4 * N)));
 using H = uint16_t __attribute__((vector_size(2 * N)));
 struct bfloat16 {
@@ -44,17 +44,17 @@ inline F load(const bfloat16 *p) {
 
 inline void store(float *p, F v) { memcpy(p, &v, sizeof v); }
 
-inline void store(bfloat16 *p, F v) {  // to the nearest, ties to even
-    U u = as<U>(v);
-    H h = __builtin_convertvector((u + 0x7fff + ((u >> 16) & 1)) >> 16, H);
+inline void store(bfloat16 *p, F v) {  // to the nearest, ties to even; what is no number stays that
+    U u = as<U>(v), rounded = u + 0x7fff + ((u >> 16) & 1);
+    H h = __builtin_convertvector((v != v ? u | 0x400000 : rounded) >> 16, H);
     memcpy(p, &h, sizeof h);
 }
 
-// 2^x for x <= 0, within 2e-7 of it. The polynomial is that of least error on [-0.5, 0.5]; what is left of x is added to
-// the exponent.
+// 2^x for x <= 0, within 2e-7 of it, and 0 below 2^-126. The polynomial is that of least error on [-0.5, 0.5]; what is
+// left of x becomes an exponent.
 inline F power_of_two(F x) {
-    const float round = 12582912.0f;  // 1.5 * 2^23: what is added to it has no digits behind the point
-    const F least = F{} - 126.0f;
+    const float round = 12582912.0f + 127;  // 1.5 * 2^23, where no digits are behind the point, and the exponent of 1
+    const F least = F{} - 127.0f;
     x = least > x ? least : x;  // keeps what is no number
     F shifted = x + round, f = x - (shifted - round);
     F p = f * 1.326472714e-3f + 9.671512640e-3f;
@@ -62,26 +62,34 @@ inline F power_of_two(F x) {
     p = p * f + 2.402224209e-1f;
     p = p * f + 6.931469776e-1f;
     p = p * f + 1.0f;
-    return as<F>(as<U>(p) + (as<U>(shifted) << 23));
+    return p * as<F>(as<U>(shifted) << 23);
 }
+
+#ifdef __clang__
+#define SHUFFLE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
+#else  // what g++ has had before version 12, too
+#define SHUFFLE(v, ...) __builtin_shuffle(v, I{__VA_ARGS__})
+#endif
 
 template <int S>
 inline F swap(F v) {  // lanes that are S apart
-    if constexpr (S == 4) return __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
-    if constexpr (S == 2) return __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
-    if constexpr (S == 1) return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    if constexpr (S == 4) return SHUFFLE(v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    if constexpr (S == 2) return SHUFFLE(v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    if constexpr (S == 1) return SHUFFLE(v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
 }
 
 template <class Op>
 inline float fold(F v, Op op) {  // all lanes into one
     using F8 = float __attribute__((vector_size(32)));
     using F4 = float __attribute__((vector_size(16)));
-    F8 e = op(F8(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7)),
-              F8(__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)));
-    F4 f = op(F4(__builtin_shufflevector(e, e, 0, 1, 2, 3)), F4(__builtin_shufflevector(e, e, 4, 5, 6, 7)));
-    f = op(f, F4(__builtin_shufflevector(f, f, 2, 3, 0, 1)));
-    f = op(f, F4(__builtin_shufflevector(f, f, 1, 0, 3, 2)));
-    return f[0];
+    struct Halves {
+        F8 low, high;
+    } h = as<Halves>(v);
+    struct Quarters {
+        F4 low, high;
+    } q = as<Quarters>(F8(op(h.low, h.high)));
+    F4 f = op(q.low, q.high);
+    return op(op(f[0], f[2]), op(f[1], f[3]));
 }
 
 constexpr auto larger = [](auto a, auto b) { return a > b ? a : b; };  // b where one is no number
@@ -126,7 +134,8 @@ void forward_rows(long begin, long end, long B, long D, const T *x, const float 
                 F v = load(y + r * D + i) - mean[r - block];
                 square += v * v;
             }
-            rstd[r - block] = 1 / std::sqrt(fold(square, added) / D + eps);
+            const float var = fold(square, added) / D;
+            rstd[r - block] = 1 / std::sqrt(var + eps) + (var - var);  // no number where the variance is infinite
         }
         for (long r = block; r < stop; r++) {
             const float *w = gain + r / B * D, *b = bias + r / B * D, m = mean[r - block], s = rstd[r - block];
@@ -184,7 +193,8 @@ void backward_rows(long begin, long end, long B, long D, const T *x, const float
 
 template <class Rows>
 void each_thread(int threads, long rows, Rows work) {  // work(which, begin, end), on as many rows each
-#pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
+    // On torch's own team: a smaller one, which a clause could ask for, would end the threads that are left over.
+#pragma omp parallel for schedule(static, 1) if (threads > 1)
     for (int t = 0; t < threads; t++) work(t, rows * t / threads, rows * (t + 1) / threads);
 }
 

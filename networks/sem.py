@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.layers import NORM_EPS, layer_norm, linear
-from networks.native import norm_and_simplices, suits
+from networks.native import LANES, WIDTHS, has_code_for, library, norm_and_simplices, suits
 
 SHORT = 16
 """Groups of fewer vertices are slow in torch's CPU kernels, which are scalar along rows this short."""
@@ -124,3 +124,22 @@ def entropy(features: Tensor, groups: int) -> Tensor:
     """Return the mean entropy of the groups over its maximum, log V: 0 is one-hot, 1 uniform. [..., L*V] to []."""
     chunks = features.unflatten(-1, (groups, -1)).float()
     return torch.special.entr(chunks).sum(-1).mean() / math.log(chunks.shape[-1])
+
+
+def told(device: str, *configs: SEMConfig | None) -> str:
+    """Return what a user should know of how blocks are computed on a device; nothing where that is as it should be."""
+    if device != "cpu" or not any(configs):
+        return ""
+    found = library()
+    sizes = [config for config in configs if config is not None and not has_code_for(config.width, config.vertices)]
+    if isinstance(found, str):
+        why = found
+    elif any(config.learned_temperature for config in configs if config is not None):
+        why = "tau is learned"
+    elif sizes:
+        why = f"V is not one of {', '.join(map(str, WIDTHS))}, or L*V no multiple of {LANES}"
+    elif not found.threaded and torch.get_num_threads() > 1:
+        why = "C++ without OpenMP has one thread"
+    else:
+        return ""
+    return f" (by torch, slower: {why})"

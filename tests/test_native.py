@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from networks import native
 from networks.layers import NORM_EPS
-from networks.sem import SEM, SEMConfig
+from networks.sem import SEM, SEMConfig, told
 
 found = native.library()
 built = pytest.mark.skipif(isinstance(found, str), reason=f"torch computes SEM here: {found}")
@@ -161,11 +163,117 @@ def test_a_bias_that_is_no_number_shows_in_its_group() -> None:
 
 
 @built
-def test_second_derivatives_are_refused() -> None:
-    x, gain, bias, _ = inputs(None, 9, 64)
-    out = native.norm_and_simplices(x.requires_grad_(), gain, bias, 4, 1.0, NORM_EPS)
-    with pytest.raises(RuntimeError, match="first derivatives only"):
-        torch.autograd.grad(out.square().sum(), x, create_graph=True)
+@pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000, 0x7FC00001, 0x7FFFFFFF, -1])
+@pytest.mark.parametrize("dtype", native.DTYPES)
+def test_every_kind_of_no_number_shows(bits: int, dtype: torch.dtype) -> None:
+    bad = torch.tensor([bits & 0xFFFFFFFF], dtype=torch.int64).to(torch.int32).view(torch.float32)
+    x, gain, bias, grad = inputs(None, 9, 64)
+    x[4, 11:12] = bad
+    assert x[4, 11].isnan()
+    out, of_x, *_ = ours(x.to(dtype), gain, bias, 4, 1.0, grad)
+    assert out[4].isnan().all() and of_x[4].isnan().all() and out[:4].isfinite().all()
+    x[4, 11] = 1.0
+    grad[2, 3:4] = bad
+    assert ours(x.to(dtype), gain, bias, 4, 1.0, grad)[1][2].isnan().all()
+    bias[5:6] = bad
+    assert ours(x, gain, bias, 4, 1.0, grad)[0][:, 4:8].isnan().all()
+
+
+@built
+def test_numbers_too_large_to_be_squared_show() -> None:
+    x, gain, bias, grad = inputs(None, 9, 64)
+    assert ours(1e20 * x, gain, bias, 4, 1.0, grad)[0].isnan().all()
+
+
+@built
+def test_what_no_float32_has_is_0() -> None:
+    x, gain, bias, grad = inputs(None, 64, 64, spread=30.0)
+    out = ours(x, gain, bias, 16, 0.5, grad)[0]
+    assert (out == 0).any() and ((out > 0) & (out < 2**-126)).float().mean() < 0.02  # denormal numbers take their time
+
+
+def second(x: Tensor, gain: Tensor, bias: Tensor, vertices: int, tau: float, grad: Tensor, torch_only: bool) -> Any:
+    """Derivatives of the squared derivatives, and the derivatives by several outputs at once."""
+    x, gain, bias = (each.detach().requires_grad_() for each in (x, gain, bias))
+    if torch_only:
+        normed = torch.addcmul(bias, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), gain) / tau
+        out = torch.softmax(normed.unflatten(-1, (-1, vertices)), -1).flatten(-2)
+    else:
+        out = native.norm_and_simplices(x, gain, bias, vertices, tau, NORM_EPS)
+    many = torch.autograd.grad(out, (x, gain, bias), torch.stack([grad, 2 * grad]), True, is_grads_batched=True)
+    first = torch.autograd.grad(out, (x, gain, bias), grad, create_graph=True)
+    return *many, *torch.autograd.grad(sum(each.square().sum() for each in first), (x, gain, bias))
+
+
+@built
+@pytest.mark.parametrize("copies", [None, 2])
+def test_second_derivatives_and_many_at_once_are_those_of_torch(copies: int | None) -> None:
+    x, gain, bias, grad = inputs(copies, 9, 64)
+    mine = second(x, gain, bias, 4, 0.5, grad, False)
+    for a, b in zip(mine, second(x, gain, bias, 4, 0.5, grad, True), strict=True):
+        assert a.shape == b.shape and apart(a, b.double()) < 1e-4
+
+
+@built
+def test_strides_of_weights_do_not_matter() -> None:
+    x, gain, bias, grad = inputs(None, 9, 64)
+    twice = [each.repeat_interleave(2)[::2] for each in (gain, bias)]
+    assert not twice[0].is_contiguous()
+    for a, b in zip(ours(x, *twice, 4, 1.0, grad), ours(x, gain, bias, 4, 1.0, grad), strict=True):
+        assert torch.equal(a, b)
+    with torch.no_grad():
+        plain = native.norm_and_simplices(x, gain, bias, 4, 1.0, NORM_EPS)
+        assert torch.equal(native.norm_and_simplices(x, *twice, 4, 1.0, NORM_EPS), plain)
+
+
+@built
+def test_defaults_of_torch_do_not_matter() -> None:
+    x, gain, bias, grad = inputs(None, 9, 64)
+    plain = ours(x, gain, bias, 4, 1.0, grad)
+    for dtype in (torch.float64, torch.bfloat16):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            other = ours(x, gain, bias, 4, 1.0, grad)
+            assert native.agrees(native.ready())
+        finally:
+            torch.set_default_dtype(before)
+        assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
+    with torch.device("meta"):
+        assert torch.equal(ours(x, gain, bias, 4, 1.0, grad)[0], plain[0])
+        assert native.agrees(native.ready())
+    with torch.inference_mode():
+        assert native.agrees(native.ready())
+        assert torch.equal(native.norm_and_simplices(x, gain, bias, 4, 1.0, NORM_EPS), plain[0])
+
+
+@built
+def test_tracers_see_what_torch_does() -> None:
+    torch.manual_seed(0)
+    block, x, other = SEM(5, SEMConfig(4, 16)), torch.randn(6, 5), torch.randn(6, 5)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch.jit is on its way out
+        expected = block(other)
+        torch.testing.assert_close(torch.jit.trace(block, (x,))(other), expected, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(make_fx(block)(x)(other), expected, atol=1e-6, rtol=1e-5)
+    with torch.autograd.forward_ad.dual_level(), torch.no_grad():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        assert torch.autograd.forward_ad.unpack_dual(block(dual)).tangent is not None
+
+
+@built
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="Linux says which threads a process has")
+def test_the_threads_of_torch_stay() -> None:
+    torch.set_num_threads(4)
+    given = inputs(None, 1024, 64)  # enough for two threads
+    assert native._sizes(given[0], given[1], 4)[1] == 2
+    large, seen = torch.randn(1 << 20), set()
+    for _ in range(10):
+        large.exp()
+        ours(*given[:3], 4, 1.0, given[3])
+        seen |= set(os.listdir("/proc/self/task"))
+    large.exp()
+    assert seen == set(os.listdir("/proc/self/task"))
 
 
 @built
@@ -177,6 +285,7 @@ def test_a_block_takes_it_where_it_can() -> None:
 
     assert by_native(SEM(5, SEMConfig(4, 16))) and by_native(SEM(5, SEMConfig(4, 4, 0.5, False, 0.1), 2))
     assert not by_native(SEM(5, SEMConfig(4, 5)))  # no code for it
+    assert not native.suits(torch.randn(2, 80), torch.ones(80), 64)  # 80 features are no groups of 64
     assert not by_native(SEM(5, SEMConfig(3, 4)))  # 12 features do not fill the lanes
     assert not by_native(SEM(5, SEMConfig(4, 16, 1.0, True)))  # it has no derivative by the temperature
     assert not by_native(SEM(5, SEMConfig(4, 16)).double(), x.double())
@@ -210,12 +319,25 @@ def anew(monkeypatch: pytest.MonkeyPatch, cache: Path, **environment: str) -> na
 
 
 @built
-def test_what_is_built_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_built_is_kept_and_built_anew_where_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = anew(monkeypatch, tmp_path)
+    assert isinstance(first, native.Library)
+    kept = sorted((tmp_path / "native").iterdir())  # and nothing of the building
+    assert all(path.suffix == ".so" for path in kept)
+    before = [path.stat().st_mtime_ns for path in kept]
     assert isinstance(anew(monkeypatch, tmp_path), native.Library)
-    (kept,) = (tmp_path / "native").iterdir()  # and nothing of the building
-    before = kept.stat()
-    assert isinstance(anew(monkeypatch, tmp_path), native.Library)
-    assert kept.stat().st_mtime_ns == before.st_mtime_ns and len(list((tmp_path / "native").iterdir())) == 1
+    assert sorted((tmp_path / "native").iterdir()) == kept
+    if first.threaded:  # a library that cannot have torch's threads is tried anew every time
+        assert [path.stat().st_mtime_ns for path in kept] == before
+    for path in kept:
+        path.unlink()  # not in place: this process has it
+        path.write_bytes(b"")
+    code = f"from networks import native; assert native.ready().threaded == {first.threaded}"
+    command = [sys.executable, "-c", code]  # this process would go on with what it has loaded under that name
+    assert subprocess.run(command, cwd=native.SOURCE.parents[1], timeout=300).returncode == 0
+    assert all(path.stat().st_size for path in kept)
 
 
 @built
@@ -224,7 +346,24 @@ def test_processes_that_build_at_once_do_not_hurt_one_another(tmp_path: Path) ->
     env = {**os.environ, "SEMRL_CACHE": str(tmp_path)}
     together = [subprocess.Popen([sys.executable, "-c", code], env=env, cwd=native.SOURCE.parents[1]) for _ in range(3)]
     assert [process.wait(300) for process in together] == [0, 0, 0]
-    assert len(list((tmp_path / "native").iterdir())) == 1
+    assert all(path.suffix == ".so" for path in (tmp_path / "native").iterdir())
+
+
+@built
+@pytest.mark.skipif(not shutil.which("g++"), reason="its flag is one of g++")
+def test_a_compiler_may_have_words_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(anew(monkeypatch, tmp_path, CXX="g++ -DUNUSED=1"), native.Library)
+
+
+@built
+def test_without_a_home_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(*_: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("SEMRL_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    why = native.library.__wrapped__()
+    assert isinstance(why, str) and why.endswith("RuntimeError: Could not determine home directory.")
 
 
 def test_without_a_compiler_torch_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +377,8 @@ def test_a_compiler_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     absent = anew(monkeypatch, tmp_path, CXX=str(tmp_path / "no-such-compiler"))
     assert isinstance(absent, str) and "no-such-compiler" in absent
     broken = tmp_path / "broken"
-    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "x.cpp:1: error: it is Monday" >&2\nexit 3\n')
+    fails = 'echo "$*" | grep -q -e -dM && exit 0\necho "x.cpp:1: error: it is Monday" >&2\nexit 3\n'
+    broken.write_text(f"#!/bin/sh\n{fails}")
     broken.chmod(0o755)
     assert anew(monkeypatch, tmp_path, CXX=str(broken)) == f"{broken} fails: x.cpp:1: error: it is Monday"
     assert list((tmp_path / "native").iterdir()) == []
@@ -274,12 +414,27 @@ def test_what_computes_something_else_is_not_used(
 
 def test_users_are_told_where_it_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "library", lambda: "no g++ or clang++")
-    assert native.told("cpu") == " (by torch, slower: no g++ or clang++)"
-    assert native.told("cuda") == ""
-    x, block = torch.randn(6, 5), SEM(5, SEMConfig(4, 16))
+    monkeypatch.setattr("networks.sem.library", native.library)
+    config = SEMConfig(4, 16)
+    assert told("cpu", None, config) == " (by torch, slower: no g++ or clang++)"
+    assert told("cuda", config) == told("cpu", None) == ""
+    x, block = torch.randn(6, 5), SEM(5, config)
     assert type(block(x).grad_fn).__name__ != "_NormAndSimplicesBackward"
 
 
 @built
-def test_nobody_is_told_where_it_is_as_it_should_be() -> None:
-    assert native.told("cpu") == ""
+def test_users_are_told_which_blocks_are_slower() -> None:
+    assert told("cpu", None, SEMConfig(2, 64), SEMConfig(16, 4)) == ""
+    for config in (SEMConfig(10, 10), SEMConfig(3, 4), SEMConfig(4, 256)):
+        assert told("cpu", SEMConfig(2, 64), config).startswith(" (by torch, slower: V is not one of 2, 4, 8, ")
+    assert told("cpu", SEMConfig(4, 16, 1.0, True)) == " (by torch, slower: tau is learned)"
+
+
+@built
+def test_one_thread_alone_leaves_large_batches_to_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native.ready(), "threaded", False)
+    gain, large, small = torch.ones(64), torch.randn(2048, 64), torch.randn(256, 64)
+    assert native.suits(large, gain, 4) and told("cpu", SEMConfig(16, 4)) == ""
+    torch.set_num_threads(2)
+    assert native.suits(small, gain, 4) and not native.suits(large, gain, 4)
+    assert "without OpenMP" in told("cpu", SEMConfig(16, 4))
