@@ -159,7 +159,15 @@ def allows_own(module: str, target: str) -> bool:
     if package == "agents":
         usable = [*SHARED, *(AGENTS if module in VERBS else [])]
         return into == "networks" or target in ("envs", "envs.base", "envs.families", "envs.pictures", *usable)
-    users = ("speed", "authors", "parts", "simulators", "together", "nonstationary", "intervals")  # of networks, envs, manifests
+    users = (
+        "speed",
+        "authors",
+        "parts",
+        "simulators",
+        "together",
+        "nonstationary",
+        "intervals",
+    )  # of networks, envs, manifests
     return into == "benchmarks" or target == "agents.config" or module.removeprefix("benchmarks.") in users
 
 
