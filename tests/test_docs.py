@@ -598,9 +598,9 @@ def ratio(of: dict[str, float]) -> str:
 
 
 def cost_table() -> str:
-    """Return what SEM costs of an update of critics and actor, from speed-cpu-2048.json and the compiled one."""
+    """Return what SEM costs of an update of critics and actor, from speed-cpu-2048-sem.json and the compiled one."""
     found = {}
-    for name in ("speed-cpu-2048", "speed-cpu-compiled-2048"):
+    for name in ("speed-cpu-2048-sem", "speed-cpu-compiled-2048"):
         for row in json.loads(read(RESULTS / f"{name}.json"))["results"]:
             if row["task"] == "critic and actor update" and row["side"] == "ours" and row["to_sem_off"]:
                 found[row["sem"], name, row["precision"]] = ratio(row["to_sem_off"])
