@@ -30,7 +30,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from agents import machine
 from benchmarks.rivals import FOREVER, Gate, Program, Turn, mute, versions
-from networks import sem, torso
+from networks import layers, sem, torso
 
 WALKER = "--env-id WalkerWalk-v1 --backend envpool --num-envs 16 --learning-starts 160"
 CHEETAH = "--env-id HalfCheetah-v5 --backend envpool --num-envs 16"
@@ -231,6 +231,11 @@ def by_torch(agent: ModuleType, put: Set) -> None:
     put(sem, "SHORT", 0)
 
 
+def activations_apart(agent: ModuleType, put: Set) -> None:
+    """A layer norm and the activation behind it are two layers of torch."""
+    put(layers, "suits", lambda *_: False)
+
+
 def all_cores(agent: ModuleType, put: Set) -> None:
     """The learner takes all cores, however little there is to do."""
     put(machine, "learner_threads", lambda rows, hidden: machine.available_cores())
@@ -304,6 +309,7 @@ PARTS = {
     "paired": Part(("ppo",), hidden_apart, "actor and critic in one batched product"),
     "flat": Part((*OFF_POLICY, *ON_POLICY), tensor_by_tensor, "one vector of parameters, one call of AdamW"),
     "simplices": Part(tuple(TASKS), by_torch, "norm and softmax of a SEM block in one pass, in C++"),
+    "activations": Part(("fastsac", "pqn-images"), activations_apart, "layer norm and activation in one pass, in C++"),
     "memory": Part(tuple(TASKS), freed, "freed memory is kept"),
     "bfloat16": Part((*OFF_POLICY, *IMAGES), None, "products in bfloat16", "--amp off"),
     "overlap": Part(OFF_POLICY, in_turn, "environments step while the learner learns"),

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.layers import layer_norm, linear
+from networks.layers import Layers, layer_norm, linear
 from networks.sem import SEM, SEMConfig
 
 Kind = Literal["sem", "layernorm", "narrow", "single", "gumbel-st", "vq", "crelu", "l2", "fta"]
@@ -93,7 +93,7 @@ def bottleneck(
     if kind == "fta":
         return FTA(in_features, config, copies), width
     norms = [layer_norm(width, copies)] if norm or kind == "layernorm" else []
-    return nn.Sequential(linear(in_features, width, copies), *norms, activation()), width
+    return Layers(linear(in_features, width, copies), *norms, activation()), width
 
 
 class GumbelST(SEM):

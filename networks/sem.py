@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.layers import NORM_EPS, layer_norm, linear
-from networks.native import LANES, WIDTHS, has_code_for, library, norm_and_simplices, suits
+from networks.native import LANES, WIDTHS, has_code_for, library, norm_and, suits
 
 SHORT = 16
 """Groups of fewer vertices are slow in torch's CPU kernels, which are scalar along rows this short."""
@@ -95,8 +95,7 @@ class SEM(nn.Module):
         """Return features on the product of simplices; each group sums to 1."""
         x, tau = self.linear(x), self.temperature
         if self.log_temperature is None and suits(x, self.norm.weight, self.config.vertices):
-            gain, bias = self.norm.weight, self.norm.bias
-            return norm_and_simplices(x, gain, bias, self.config.vertices, float(tau), NORM_EPS)
+            return norm_and(self.config.vertices, x, self.norm.weight, self.norm.bias, NORM_EPS, float(tau))
         x = self.norm(x)
         if isinstance(tau, Tensor):
             return simplicial(x.float() / tau, self.config.groups)

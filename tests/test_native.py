@@ -1,24 +1,27 @@
-"""networks/native.py: what sem.cpp computes is what torch does, and where there is no compiler torch does it."""
+"""networks/native.py: what norm.cpp computes is what torch does, and where there is no compiler torch does it."""
 
 import os
 import shutil
 import subprocess
 import sys
 import warnings
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from networks import native
-from networks.layers import NORM_EPS
+from networks.layers import NORM_EPS, Layers
 from networks.sem import SEM, SEMConfig, told
+from networks.torso import Activation, mlp_torso, nature_cnn
 
 found = native.library()
+EVERY = [native.RELU, native.SILU, *native.WIDTHS]
 built = pytest.mark.skipif(isinstance(found, str), reason=f"torch computes SEM here: {found}")
 
 
@@ -38,26 +41,26 @@ def inputs(copies: int | None, rows: int, width: int, spread: float = 1.0) -> tu
     return x, spread * (torch.rand(affine) + 0.5), spread * torch.randn(affine), torch.randn(*lead, rows, width)
 
 
+def by_torch(after: int, x: Tensor, gain: Tensor, bias: Tensor, tau: float) -> Tensor:
+    normed = torch.addcmul(bias, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), gain)
+    if after in (native.RELU, native.SILU):
+        return F.relu(normed) if after == native.RELU else F.silu(normed)
+    return torch.softmax((normed / tau).unflatten(-1, (-1, after)), -1).flatten(-2)
+
+
 def exact(
-    x: Tensor,
-    gain: Tensor,
-    bias: Tensor,
-    vertices: int,
-    tau: float,
-    grad: Tensor,
-    dtype: torch.dtype = torch.float64,
+    x: Tensor, gain: Tensor, bias: Tensor, after: int, tau: float, grad: Tensor, dtype: torch.dtype = torch.float64
 ) -> list[Tensor]:
     """Return output and derivatives by torch."""
     leaves = [each.detach().to(dtype).requires_grad_() for each in (x, gain, bias)]
-    normed = F.layer_norm(leaves[0], x.shape[-1:], eps=NORM_EPS) * leaves[1] + leaves[2]
-    out = torch.softmax((normed / tau).unflatten(-1, (-1, vertices)), -1).flatten(-2)
+    out = by_torch(after, *leaves, tau)
     return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(dtype))]
 
 
-def ours(x: Tensor, gain: Tensor, bias: Tensor, vertices: int, tau: float, grad: Tensor) -> list[Tensor]:
+def ours(x: Tensor, gain: Tensor, bias: Tensor, after: int, tau: float, grad: Tensor) -> list[Tensor]:
     leaves = [each.detach().requires_grad_() for each in (x, gain, bias)]
-    out = native.norm_and_simplices(*leaves, vertices, tau, NORM_EPS)
-    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+    out = native.norm_and(after, *leaves, NORM_EPS, tau)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
 
 def apart(mine: Tensor, reference: Tensor) -> float:
@@ -65,16 +68,16 @@ def apart(mine: Tensor, reference: Tensor) -> float:
 
 
 @built
-@pytest.mark.parametrize("vertices", native.WIDTHS)
+@pytest.mark.parametrize("after", EVERY)
 @pytest.mark.parametrize("copies", [None, 1, 3])
 @pytest.mark.parametrize("rows", [1, 7, 8, 33])
-def test_equals_torch_in_float64(vertices: int, copies: int | None, rows: int) -> None:
+def test_equals_torch_in_float64(after: int, copies: int | None, rows: int) -> None:
     for groups in (1, 2, 5):
-        if (width := vertices * groups) % native.LANES:
+        if (width := max(after, 1) * groups) % native.LANES:
             width *= native.LANES
         for tau in (1.0, 0.3):
             given = inputs(copies, rows, width)
-            settings = *given[:3], vertices, tau, given[3]
+            settings = *given[:3], after, tau, given[3]
             for mine, theirs, reference in zip(
                 ours(*settings), exact(*settings, torch.float32), exact(*settings), strict=True
             ):
@@ -83,47 +86,61 @@ def test_equals_torch_in_float64(vertices: int, copies: int | None, rows: int) -
 
 
 @built
-@pytest.mark.parametrize("vertices", [4, 64])
-def test_bfloat16_rounds_inputs_and_their_derivatives_only(vertices: int) -> None:
+@pytest.mark.parametrize("after", [4, 64])
+def test_bfloat16_rounds_inputs_and_their_derivatives_only(after: int) -> None:
     x, gain, bias, grad = inputs(2, 64, 128)
     x = x.bfloat16()
-    got = ours(x, gain, bias, vertices, 1.0, grad)
+    got = ours(x, gain, bias, after, 1.0, grad)
     assert [each.dtype for each in got] == [torch.float32, torch.bfloat16, torch.float32, torch.float32]
-    expected = exact(x, gain, bias, vertices, 1.0, grad)
+    expected = exact(x, gain, bias, after, 1.0, grad)
     for index, (mine, reference) in enumerate(zip(got, expected, strict=True)):
         assert apart(mine, reference) < (2**-8 if index == 1 else 2e-6)
-    wide = ours(x.float(), gain, bias, vertices, 1.0, grad)[1]
+    wide = ours(x.float(), gain, bias, after, 1.0, grad)[1]
     assert torch.equal(got[1], wide.bfloat16())  # to the nearest, as torch rounds
 
 
 @built
-@pytest.mark.parametrize("vertices", [4, 16, 64])
-def test_many_threads_compute_the_same_rows(vertices: int) -> None:
+@pytest.mark.parametrize("after", [native.RELU, native.SILU])
+@pytest.mark.parametrize("copies", [None, 2])
+def test_activations_are_as_precise_as_what_comes_in(after: int, copies: int | None) -> None:
+    x, gain, bias, grad = inputs(copies, 64, 128)
+    x, grad = x.bfloat16(), grad.bfloat16()
+    got = ours(x, gain, bias, after, 1.0, grad)
+    assert [each.dtype for each in got] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
+    wide = ours(x.float(), gain, bias, after, 1.0, grad.float())
+    for index, (mine, each) in enumerate(zip(got, wide, strict=True)):  # rounded once, at the end, to the nearest
+        assert torch.equal(mine, each.bfloat16() if index < 2 else each)
+
+
+@built
+@pytest.mark.parametrize("after", [native.RELU, native.SILU, 4, 16, 64])
+def test_many_threads_compute_the_same_rows(after: int) -> None:
     given = inputs(2, 2048, 64)
-    alone = ours(*given[:3], vertices, 1.0, given[3])
+    alone = ours(*given[:3], after, 1.0, given[3])
     torch.set_num_threads(3)
-    assert native._sizes(given[0], given[1], vertices)[1] == 3
-    together = ours(*given[:3], vertices, 1.0, given[3])
-    again = ours(*given[:3], vertices, 1.0, given[3])
+    assert native._sizes(given[0], given[1], after)[1] == 3
+    together = ours(*given[:3], after, 1.0, given[3])
+    again = ours(*given[:3], after, 1.0, given[3])
     for index, (a, b, c) in enumerate(zip(alone, together, again, strict=True)):
         assert torch.equal(b, c)
         assert torch.equal(a, b) if index < 2 else apart(a, b.double()) < 1e-6  # sums over rows, in another order
 
 
 @built
-def test_rows_do_not_depend_on_one_another() -> None:
+@pytest.mark.parametrize("after", [native.RELU, native.SILU, 4])
+def test_rows_do_not_depend_on_one_another(after: int) -> None:
     x, gain, bias, _ = inputs(None, 100, 64)
     with torch.no_grad():
-        whole = native.norm_and_simplices(x, gain, bias, 4, 1.0, NORM_EPS)
+        whole = native.norm_and(after, x, gain, bias, NORM_EPS)
         for start, end in ((0, 1), (3, 20), (97, 100)):
-            piece = native.norm_and_simplices(x[start:end], gain, bias, 4, 1.0, NORM_EPS)
+            piece = native.norm_and(after, x[start:end], gain, bias, NORM_EPS)
             assert torch.equal(piece, whole[start:end])
-        strided = native.norm_and_simplices(x.T.contiguous().T, gain, bias, 4, 1.0, NORM_EPS)
+        strided = native.norm_and(after, x.T.contiguous().T, gain, bias, NORM_EPS)
         assert torch.equal(strided, whole)
-        assert native.norm_and_simplices(x[:0], gain, bias, 4, 1.0, NORM_EPS).shape == (0, 64)
-    tracked = native.norm_and_simplices(x.requires_grad_(), gain, bias, 4, 1.0, NORM_EPS)
+        assert native.norm_and(after, x[:0], gain, bias, NORM_EPS).shape == (0, 64)
+    tracked = native.norm_and(after, x.requires_grad_(), gain, bias, NORM_EPS)
     assert torch.equal(tracked.detach(), whole)
-    (of_nothing,) = torch.autograd.grad(native.norm_and_simplices(x[:0], gain, bias, 4, 1.0, NORM_EPS).sum(), x)
+    (of_nothing,) = torch.autograd.grad(native.norm_and(after, x[:0], gain, bias, NORM_EPS).sum(), x)
     assert of_nothing.shape == x.shape and not of_nothing.any()
 
 
@@ -136,19 +153,34 @@ def test_extremes(vertices: int) -> None:
     torch.testing.assert_close(out.unflatten(-1, (-1, vertices)).sum(-1), torch.ones(16, 128 // vertices))
     reference = exact(x, gain, bias, vertices, 0.1, grad)[0]
     assert (out.unflatten(-1, (-1, vertices)).argmax(-1) == reference.unflatten(-1, (-1, vertices)).argmax(-1)).all()
-    even = native.norm_and_simplices(torch.full((3, 128), 7.0), torch.ones(128), torch.zeros(128), vertices, 1.0, 1e-5)
+    even = native.norm_and(vertices, torch.full((3, 128), 7.0), torch.ones(128), torch.zeros(128), 1e-5, 1.0)
     torch.testing.assert_close(even, torch.full((3, 128), 1 / vertices))
 
 
 @built
+@pytest.mark.parametrize("after", [native.RELU, native.SILU])
+def test_extremes_of_activations(after: int) -> None:
+    x, gain, bias, grad = inputs(None, 16, 128, spread=1e4)  # exponents that no float32 has
+    for mine, reference in zip(
+        ours(x, gain, bias, after, 1.0, grad), exact(x, gain, bias, after, 1.0, grad), strict=True
+    ):
+        assert mine.isfinite().all() and apart(mine, reference) < 1e-5
+    small = 10.0 ** -torch.arange(0, 32, dtype=torch.float32).repeat(2)  # of either sign, down to 1e-31
+    small[32:] *= -1
+    out = native.norm_and(after, torch.zeros(1, 64), torch.ones(64), small, NORM_EPS)[0]
+    expected = F.relu(small) if after == native.RELU else F.silu(small)
+    torch.testing.assert_close(out, expected, atol=0, rtol=1e-6)
+
+
+@built
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("vertices", [4, 64])
+@pytest.mark.parametrize("after", [native.RELU, native.SILU, 4, 64])
 @pytest.mark.parametrize("dtype", native.DTYPES)
-def test_what_is_no_number_shows_in_its_row_alone(bad: float, vertices: int, dtype: torch.dtype) -> None:
+def test_what_is_no_number_shows_in_its_row_alone(bad: float, after: int, dtype: torch.dtype) -> None:
     x, gain, bias, grad = inputs(None, 9, 64)
-    clean = ours(x.to(dtype), gain, bias, vertices, 1.0, grad)
+    clean = ours(x.to(dtype), gain, bias, after, 1.0, grad)
     x[4, 11] = bad
-    out, of_x, *_ = ours(x.to(dtype), gain, bias, vertices, 1.0, grad)
+    out, of_x, *_ = ours(x.to(dtype), gain, bias, after, 1.0, grad)
     others = [row for row in range(9) if row != 4]
     assert out[4].isnan().all() and of_x[4].isnan().all()
     assert torch.equal(out[others], clean[0][others]) and torch.equal(of_x[others], clean[1][others])
@@ -158,25 +190,27 @@ def test_what_is_no_number_shows_in_its_row_alone(bad: float, vertices: int, dty
 def test_a_bias_that_is_no_number_shows_in_its_group() -> None:
     x, gain, bias, _ = inputs(None, 9, 64)
     bias[5] = float("nan")
-    out = native.norm_and_simplices(x, gain, bias, 4, 1.0, NORM_EPS)
+    out = native.norm_and(4, x, gain, bias, NORM_EPS)
     assert out[:, 4:8].isnan().all() and out[:, :4].isfinite().all() and out[:, 8:].isfinite().all()
 
 
 @built
 @pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000, 0x7FC00001, 0x7FFFFFFF, -1])
 @pytest.mark.parametrize("dtype", native.DTYPES)
-def test_every_kind_of_no_number_shows(bits: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("after", [native.RELU, native.SILU, 4])
+def test_every_kind_of_no_number_shows(bits: int, dtype: torch.dtype, after: int) -> None:
     bad = torch.tensor([bits & 0xFFFFFFFF], dtype=torch.int64).to(torch.int32).view(torch.float32)
     x, gain, bias, grad = inputs(None, 9, 64)
     x[4, 11:12] = bad
     assert x[4, 11].isnan()
-    out, of_x, *_ = ours(x.to(dtype), gain, bias, 4, 1.0, grad)
+    out, of_x, *_ = ours(x.to(dtype), gain, bias, after, 1.0, grad)
     assert out[4].isnan().all() and of_x[4].isnan().all() and out[:4].isfinite().all()
     x[4, 11] = 1.0
+    bias[3] = 10.0  # where a relu has a slope
     grad[2, 3:4] = bad
-    assert ours(x.to(dtype), gain, bias, 4, 1.0, grad)[1][2].isnan().all()
+    assert ours(x.to(dtype), gain, bias, after, 1.0, grad)[1][2].isnan().all()
     bias[5:6] = bad
-    assert ours(x, gain, bias, 4, 1.0, grad)[0][:, 4:8].isnan().all()
+    assert ours(x, gain, bias, after, 1.0, grad)[0][:, 4 if after == 4 else 5 : 8 if after == 4 else 6].isnan().all()
 
 
 @built
@@ -192,26 +226,27 @@ def test_what_no_float32_has_is_0() -> None:
     assert (out == 0).any() and ((out > 0) & (out < 2**-126)).float().mean() < 0.02  # denormal numbers take their time
 
 
-def second(x: Tensor, gain: Tensor, bias: Tensor, vertices: int, tau: float, grad: Tensor, torch_only: bool) -> Any:
+def second(x: Tensor, gain: Tensor, bias: Tensor, after: int, tau: float, grad: Tensor, torch_only: bool) -> Any:
     """Derivatives of the squared derivatives, and the derivatives by several outputs at once."""
     x, gain, bias = (each.detach().requires_grad_() for each in (x, gain, bias))
-    if torch_only:
-        normed = torch.addcmul(bias, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), gain) / tau
-        out = torch.softmax(normed.unflatten(-1, (-1, vertices)), -1).flatten(-2)
-    else:
-        out = native.norm_and_simplices(x, gain, bias, vertices, tau, NORM_EPS)
+    compute = by_torch if torch_only else lambda *given: native.norm_and(*given[:-1], NORM_EPS, tau)
+    out = compute(after, x, gain, bias, tau)
     many = torch.autograd.grad(out, (x, gain, bias), torch.stack([grad, 2 * grad]), True, is_grads_batched=True)
     first = torch.autograd.grad(out, (x, gain, bias), grad, create_graph=True)
-    return *many, *torch.autograd.grad(sum(each.square().sum() for each in first), (x, gain, bias))
+    again = torch.autograd.grad(
+        sum(each.square().sum() for each in first), (x, gain, bias), allow_unused=True, materialize_grads=True
+    )
+    return *many, *again
 
 
 @built
 @pytest.mark.parametrize("copies", [None, 2])
-def test_second_derivatives_and_many_at_once_are_those_of_torch(copies: int | None) -> None:
+@pytest.mark.parametrize("after", [native.RELU, native.SILU, 4])
+def test_second_derivatives_and_many_at_once_are_those_of_torch(copies: int | None, after: int) -> None:
     x, gain, bias, grad = inputs(copies, 9, 64)
-    mine = second(x, gain, bias, 4, 0.5, grad, False)
-    for a, b in zip(mine, second(x, gain, bias, 4, 0.5, grad, True), strict=True):
-        assert a.shape == b.shape and apart(a, b.double()) < 1e-4
+    mine = second(x, gain, bias, after, 0.5, grad, False)
+    for a, b in zip(mine, second(x, gain, bias, after, 0.5, grad, True), strict=True):
+        assert a.shape == b.shape and (apart(a, b.double()) < 1e-4 or not (a.any() or b.any()))
 
 
 @built
@@ -222,8 +257,8 @@ def test_strides_of_weights_do_not_matter() -> None:
     for a, b in zip(ours(x, *twice, 4, 1.0, grad), ours(x, gain, bias, 4, 1.0, grad), strict=True):
         assert torch.equal(a, b)
     with torch.no_grad():
-        plain = native.norm_and_simplices(x, gain, bias, 4, 1.0, NORM_EPS)
-        assert torch.equal(native.norm_and_simplices(x, *twice, 4, 1.0, NORM_EPS), plain)
+        plain = native.norm_and(4, x, gain, bias, NORM_EPS)
+        assert torch.equal(native.norm_and(4, x, *twice, NORM_EPS), plain)
 
 
 @built
@@ -244,7 +279,7 @@ def test_defaults_of_torch_do_not_matter() -> None:
         assert native.agrees(native.ready())
     with torch.inference_mode():
         assert native.agrees(native.ready())
-        assert torch.equal(native.norm_and_simplices(x, gain, bias, 4, 1.0, NORM_EPS), plain[0])
+        assert torch.equal(native.norm_and(4, x, gain, bias, NORM_EPS), plain[0])
 
 
 @built
@@ -281,7 +316,7 @@ def test_a_block_takes_it_where_it_can() -> None:
     x = torch.randn(6, 5)
 
     def by_native(block: SEM, x: Tensor = x) -> bool:
-        return type(block(x).grad_fn).__name__ == "_NormAndSimplicesBackward"
+        return type(block(x).grad_fn).__name__ == "_NormAndBackward"
 
     assert by_native(SEM(5, SEMConfig(4, 16))) and by_native(SEM(5, SEMConfig(4, 4, 0.5, False, 0.1), 2))
     assert not by_native(SEM(5, SEMConfig(4, 5)))  # no code for it
@@ -305,6 +340,90 @@ def test_an_annealed_temperature_is_the_one_of_now() -> None:
         affine = block.norm.weight, block.norm.bias
         expected = exact(block.linear(x), *affine, 16, tau, torch.ones(6, 64))[0]
         assert apart(block(x).detach(), expected) < 1e-6
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
+
+
+def fused(layers: nn.Sequential, x: Tensor) -> bool:
+    return "_NormAndBackward" in graph(layers(x).grad_fn)
+
+
+def graph(node: Any) -> set[str]:
+    return set() if node is None else {type(node).__name__}.union(*(graph(each) for each, _ in node.next_functions))
+
+
+def holds(layers: nn.Sequential, x: Tensor, amp: bool) -> None:
+    """What layers make of x, and its derivatives, are as near to those of float64 as torch's are."""
+    for parameter in layers.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter) / parameter[0].numel() ** 0.5
+    leaves, exact = [*layers.parameters()], deepcopy(layers).double()
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        mine, plain = layers(x), nn.Sequential.forward(layers, x)
+    truth = nn.Sequential.forward(exact, x.double())
+    assert fused(layers, x) and mine.dtype == (torch.bfloat16 if amp else torch.float32)
+    grad = torch.randn_like(truth)
+    three = [(mine, leaves), (plain, leaves), (truth, [*exact.parameters()])]
+    for a, b, c in zip(
+        *((each.detach(), *torch.autograd.grad(each, by, grad.to(each.dtype))) for each, by in three), strict=True
+    ):
+        assert a.shape == c.shape and apart(a, c) < max(2 * apart(b, c), 1e-5)
+        assert apart(a, c) < (0.3 if amp else 1e-4)
+
+
+@built
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("copies", [None, 2])
+def test_norm_and_activation_of_a_torso_are_one(amp: bool, activation: Activation, copies: int | None) -> None:
+    torch.manual_seed(0)
+    holds(mlp_torso(5, (32, 48), None, copies, activation, norm=True)[0], torch.randn(64, 5), amp)
+
+
+@built
+@pytest.mark.parametrize("amp", [False, True])
+def test_norm_and_activation_of_images_are_one(amp: bool) -> None:
+    torch.manual_seed(0)
+    cnn = nature_cnn((4, 84, 84), norm=True)[0][1:]  # without the precision that images get
+    image = torch.rand(3, 84, 84, 4).movedim(-1, 1)
+    holds(cnn.to(memory_format=torch.channels_last), image, amp)
+
+
+@built
+def test_layers_are_one_only_where_that_is_what_they_are() -> None:
+    x = torch.randn(9, 5)
+    one = mlp_torso(5, (32,), norm=True)[0]
+    assert fused(one, x)
+    for other in (
+        mlp_torso(5, (32,), activation="tanh", norm=True)[0],
+        mlp_torso(5, (33,), norm=True)[0],
+        mlp_torso(5, (32,))[0],
+        Layers(nn.LayerNorm(5)),
+        Layers(nn.Linear(5, 32), nn.LayerNorm((9, 32)), nn.ReLU()),
+        Layers(nn.Linear(5, 32), nn.LayerNorm(32, elementwise_affine=False), nn.ReLU()),
+        Layers(nn.Linear(5, 32), nn.LayerNorm(32, bias=False), nn.ReLU()),
+    ):
+        assert not fused(other, x)
+        assert torch.equal(other(x), nn.Sequential.forward(other, x))
+    uneven = Layers(nn.Linear(5, 32), nn.LayerNorm(32, eps=0.5), nn.ReLU())
+    torch.testing.assert_close(uneven(x), nn.Sequential.forward(uneven, x))
+    assert Layers()(x) is x
+
+
+@built
+def test_who_looks_on_sees_each_layer() -> None:
+    torso, x, seen = mlp_torso(5, (32,), norm=True)[0], torch.randn(9, 5), []
+    for layer in torso:
+        handle = layer.register_forward_hook(lambda layer, *_: seen.append(type(layer)))
+        torso(x)
+        assert type(layer) in seen
+        handle.remove()
+        seen.clear()
+    torso(x)
+    assert not seen and fused(torso, x)
+    torch.testing.assert_close(torch.func.vmap(torso)(x), torso(x), atol=1e-6, rtol=1e-5)
+    program = torch.export.export(torso, (x,)).module()
+    torch.testing.assert_close(program(x), torso(x), atol=1e-6, rtol=1e-5)
 
 
 # ---- the compiler ----------------------------------------------------------------------------------------------------
@@ -397,7 +516,10 @@ def test_a_cache_that_cannot_be_written_leaves_it_to_torch(tmp_path: Path, monke
     [
         ("whole = share<V>(whole);", "whole = F{} + 1.0f;"),
         ("- offset - unit * slope", "- offset + unit * slope"),
-        ("store(y + r * D + i, v);", "store(y + r * D + i, v + 1e-3f * load(gain));"),
+        ("z[k]);\n            }", "z[k] + 1e-3f * load(w));\n            }"),
+        ("z[0] *= sigmoid(z[0]);", "z[0] *= sigmoid(1.01f * z[0]);"),
+        ("s * (1.0f + z[0] * (1.0f - s))", "s * (1.0f - z[0] * (1.0f - s))"),
+        ("d[0] = z[0] <= 0 ? F{} : d[0];", ""),
     ],
 )
 def test_what_computes_something_else_is_not_used(
@@ -406,8 +528,8 @@ def test_what_computes_something_else_is_not_used(
     source = native.SOURCE.read_text()
     text = source.replace(right, wrong)
     assert text != source
-    (tmp_path / "sem.cpp").write_text(text)
-    monkeypatch.setattr(native, "SOURCE", tmp_path / "sem.cpp")
+    (tmp_path / "norm.cpp").write_text(text)
+    monkeypatch.setattr(native, "SOURCE", tmp_path / "norm.cpp")
     why = anew(monkeypatch, tmp_path / "cache")
     assert isinstance(why, str) and "computes something else" in why
 
@@ -419,7 +541,7 @@ def test_users_are_told_where_it_is_slower(monkeypatch: pytest.MonkeyPatch) -> N
     assert told("cpu", None, config) == " (by torch, slower: no g++ or clang++)"
     assert told("cuda", config) == told("cpu", None) == ""
     x, block = torch.randn(6, 5), SEM(5, config)
-    assert type(block(x).grad_fn).__name__ != "_NormAndSimplicesBackward"
+    assert type(block(x).grad_fn).__name__ != "_NormAndBackward"
 
 
 @built

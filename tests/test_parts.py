@@ -31,7 +31,7 @@ SMALL = {
     "ppo-images": f"{IMAGES} --update-epochs 2",
     "pqn-images": f"{IMAGES} --update-epochs 2",
 }
-NUMBERS = ("twins", "paired", "flat", "simplices", "overlap", "gradient", "channels", "image norm")
+NUMBERS = ("twins", "paired", "flat", "simplices", "activations", "overlap", "gradient", "channels", "image norm")
 SAME = [(task, part) for part in NUMBERS for task in PARTS[part].tasks]
 
 

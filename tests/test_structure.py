@@ -122,8 +122,8 @@ def declared() -> frozenset[str]:
 
 def level(module: str) -> int:
     """Networks may import what is on a lower level."""
-    levels = {"layers": 0, "native": 0, "normalize": 0, "residual": 1, "sem": 1, "bottlenecks": 2, "torso": 3}
-    return levels.get(module.removeprefix("networks."), 4)
+    levels = {"native": 0, "normalize": 0, "layers": 1, "residual": 2, "sem": 2, "bottlenecks": 3, "torso": 4}
+    return levels.get(module.removeprefix("networks."), 5)
 
 
 def adapter_of(module: str) -> str | None:
