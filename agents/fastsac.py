@@ -54,6 +54,7 @@ from agents.film import filmed, rehearse
 from agents.mirror import asymmetry, symmetry_of, with_images
 from agents.origin import parse, start_from
 from agents.ranks import ALONE, Ranks, join, started
+from agents.recorded import Recorded, can_record
 from agents.replay import ReplayBuffer
 from agents.run import EXIT_STATUS, Run, crossed, explain, share_run
 from envs.base import Step, VecEnv, spawn_seeds
@@ -254,8 +255,9 @@ class Args:
     amp: Literal["auto", "bfloat16", "off"] = "auto"
     """precision of the learner's products: auto is bfloat16 where the hardware multiplies it faster"""
     compile: bool = False
-    """compile the updates with torch.compile: pays on a GPU, and on a CPU in long runs; before the first one, gradients
-    are held against plain ones, and where they differ it is given up"""
+    """compile the updates with torch.compile, and on a GPU record them as CUDA graphs (PQN: the first alone): pays on a
+    GPU, and on a CPU in long runs; before the first one, both are held against plain code, and given up where they
+    differ"""
 
 
 LOSSES = ("qf_loss", "actor_loss", "alpha_loss", "entropy")
@@ -335,6 +337,7 @@ class FastSAC:
         self.loss_count = [0, 0, 0, 0]
         flats = self.actor_flat, self.critic_flat, self.target_flat
         self.compiled = Compiled(self, flats, "critic_gradient", "actor_gradient") if args.compile else None
+        self.recorded = Recorded(self, "learn") if args.compile and can_record(self.device, ranks) else None
 
     # ---- acting ----
 
@@ -374,20 +377,32 @@ class FastSAC:
 
     def update(self, batch: TensorDict) -> None:
         """Take a step of critics and temperature, every `policy_frequency`-th time of the actor; move the target."""
+        self.updates += 1
+        with_actor = self.updates % self.args.policy_frequency == 0
+        self.learn(batch, with_actor)
+        counts = {"qf_loss": 1, "entropy": 1, "alpha_loss": self.args.autotune, "actor_loss": with_actor}
+        self.loss_count = [count + counts[name] for count, name in zip(self.loss_count, LOSSES, strict=True)]
+
+    def learn(self, batch: TensorDict, with_actor: bool) -> None:
+        """Do what an update does on the device."""
         batch = self.prepare(self.augment(batch))
         loss, gradient, next_log_prob = self.critic_gradient(batch)
         self._descend("qf_loss", loss, gradient, self.critic_flat, self.critic_optimizer)
         for norm in self.critic_norms:
             norm.learn()
-        self._count("entropy", -next_log_prob.mean())
+        self.loss_sum[LOSSES.index("entropy")] -= next_log_prob.mean()
         if self.args.autotune:
             self._descend("alpha_loss", *self.alpha_gradient(next_log_prob), self.alpha_flat, self.alpha_optimizer)
-        self.updates += 1
-        if self.updates % self.args.policy_frequency == 0:
+        if with_actor:
             self._descend("actor_loss", *self.actor_gradient(batch), self.actor_flat, self.actor_optimizer)
             for norm in self.actor_norms:
                 norm.learn()
         self.target_flat.lerp(self.critic_flat, self.args.tau)
+
+    @property
+    def variants(self) -> list[tuple[bool]]:
+        """What `learn` is told, one way or the other: whether the actor learns, too."""
+        return [(True,)] if self.args.policy_frequency == 1 else [(False,), (True,)]
 
     def gradient(self, batch: TensorDict) -> Tensor:
         """Return the gradients [P] of both losses on a batch, critics first."""
@@ -516,11 +531,7 @@ class FastSAC:
         if self.args.max_grad_norm > 0:
             network.clip(self.args.max_grad_norm)
         optimizer.step()
-        self._count(name, loss)
-
-    def _count(self, name: str, value: Tensor) -> None:
-        self.loss_sum[LOSSES.index(name)] += value
-        self.loss_count[LOSSES.index(name)] += 1
+        self.loss_sum[LOSSES.index(name)] += loss
 
     def anneal(self, progress: float) -> None:
         """Set what goes by the share of training done, 0 to 1: SEM's temperature, and learning rates along a cosine."""
@@ -641,7 +652,7 @@ class FastSAC:
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])
         self.updates = state["updates"]
-        self.loss_sum = state["loss_sum"].to(self.device)
+        self.loss_sum.copy_(state["loss_sum"])
         self.loss_count = list(state["loss_count"])
 
 
@@ -902,6 +913,8 @@ def train(
                     batch = replay.sample(batch_size)
                     if agent.compiled is not None and agent.compiled.unverified:
                         run.note(agent.compiled.verify(TOLERANCE[args.amp], partial(agent.gradient, batch)))
+                    if agent.recorded is not None and agent.recorded.unverified:
+                        run.note(agent.recorded.verify(TOLERANCE[args.amp], batch.copy, agent.variants))
                     agent.update(batch)
         with run.timer("env"):
             step = env.step_recv()

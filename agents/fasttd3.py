@@ -52,6 +52,7 @@ from agents.film import filmed, rehearse
 from agents.mirror import asymmetry, symmetry_of, with_images
 from agents.origin import parse, start_from
 from agents.ranks import ALONE, Ranks, join, started
+from agents.recorded import Recorded, can_record
 from agents.replay import ReplayBuffer
 from agents.run import EXIT_STATUS, Run, crossed, explain, share_run
 from envs.base import Step, VecEnv, spawn_seeds
@@ -243,8 +244,9 @@ class Args:
     amp: Literal["auto", "bfloat16", "off"] = "auto"
     """precision of the learner's products: auto is bfloat16 where the hardware multiplies it faster"""
     compile: bool = False
-    """compile the updates with torch.compile: pays on a GPU, and on a CPU in long runs; before the first one, gradients
-    are held against plain ones, and where they differ it is given up"""
+    """compile the updates with torch.compile, and on a GPU record them as CUDA graphs (PQN: the first alone): pays on a
+    GPU, and on a CPU in long runs; before the first one, both are held against plain code, and given up where they
+    differ"""
 
 
 class FastTD3:
@@ -312,6 +314,7 @@ class FastTD3:
         self.loss_count = [0, 0]
         flats = self.actor_flat, self.critic_flat, self.target_flat
         self.compiled = Compiled(self, flats, "critic_gradient", "actor_gradient") if args.compile else None
+        self.recorded = Recorded(self, "learn") if args.compile and can_record(self.device, ranks) else None
 
     # ---- acting ----
 
@@ -357,16 +360,28 @@ class FastTD3:
 
     def update(self, batch: TensorDict) -> None:
         """Take one step of the critics, every `policy_frequency`-th time one of the actor, and move the target."""
+        self.updates += 1
+        with_actor = self.updates % self.args.policy_frequency == 0
+        self.learn(batch, with_actor)
+        self.loss_count[0] += 1
+        self.loss_count[1] += with_actor
+
+    def learn(self, batch: TensorDict, with_actor: bool) -> None:
+        """Do what an update does on the device."""
         batch = self.prepare(self.augment(batch))
         self._descend(0, *self.critic_gradient(batch), self.critic_flat, self.critic_optimizer)
         for norm in self.critic_norms:
             norm.learn()
-        self.updates += 1
-        if self.updates % self.args.policy_frequency == 0:
+        if with_actor:
             self._descend(1, *self.actor_gradient(batch), self.actor_flat, self.actor_optimizer)
             for norm in self.actor_norms:
                 norm.learn()
         self.target_flat.lerp(self.critic_flat, self.args.tau)
+
+    @property
+    def variants(self) -> list[tuple[bool]]:
+        """What `learn` is told, one way or the other: whether the actor learns, too."""
+        return [(True,)] if self.args.policy_frequency == 1 else [(False,), (True,)]
 
     def gradient(self, batch: TensorDict) -> Tensor:
         """Return the gradients [P] of both losses on a batch, critics first."""
@@ -467,7 +482,6 @@ class FastTD3:
             network.clip(self.args.max_grad_norm)
         optimizer.step()
         self.loss_sum[which] += loss
-        self.loss_count[which] += 1
 
     def anneal(self, progress: float) -> None:
         """Set what goes by the share of training done, 0 to 1: SEM's temperature, and learning rates along a cosine."""
@@ -574,7 +588,7 @@ class FastTD3:
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.noise_scale = state["noise_scale"].to(self.device)
         self.updates = state["updates"]
-        self.loss_sum = state["loss_sum"].to(self.device)
+        self.loss_sum.copy_(state["loss_sum"])
         self.loss_count = list(state["loss_count"])
 
 
@@ -892,6 +906,8 @@ def train(
                     batch = replay.sample(batch_size)
                     if agent.compiled is not None and agent.compiled.unverified:
                         run.note(agent.compiled.verify(TOLERANCE[args.amp], partial(agent.gradient, batch)))
+                    if agent.recorded is not None and agent.recorded.unverified:
+                        run.note(agent.recorded.verify(TOLERANCE[args.amp], batch.copy, agent.variants))
                     agent.update(batch)
         with run.timer("env"):
             step = env.step_recv()

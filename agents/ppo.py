@@ -51,6 +51,7 @@ from agents.film import filmed, rehearse
 from agents.mirror import asymmetry, symmetry_of, with_images
 from agents.origin import parse, start_from
 from agents.ranks import ALONE, Ranks, join, started
+from agents.recorded import Recorded, can_record
 from agents.run import EXIT_STATUS, Run, crossed, explain, share_run
 from envs.base import Step, VecEnv, spawn_seeds
 from envs.families import ATARI, CLASSIC, DMC, GYM_MUJOCO, with_human
@@ -236,8 +237,9 @@ class Args:
     amp: Literal["auto", "bfloat16", "off"] = "auto"
     """precision of the learner's products: auto is bfloat16 where the hardware multiplies it faster"""
     compile: bool = False
-    """compile the updates with torch.compile: pays on a GPU, and on a CPU in long runs; before the first one, gradients
-    are held against plain ones, and where they differ it is given up"""
+    """compile the updates with torch.compile, and on a GPU record them as CUDA graphs (PQN: the first alone): pays on a
+    GPU, and on a CPU in long runs; before the first one, both are held against plain code, and given up where they
+    differ"""
 
 
 LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
@@ -326,6 +328,7 @@ class PPO:
         self.loss_sum = torch.zeros(len(LOSSES), device=self.device)  # since the last report
         self.loss_count = 0
         self.compiled = Compiled(self, [self.flat], "descent", "explore") if args.compile else None
+        self.recorded = Recorded(self, "learn") if args.compile and can_record(self.device, ranks) else None
 
     @property
     def autocast(self) -> AbstractContextManager:
@@ -438,26 +441,31 @@ class PPO:
 
     def update(self, rollout: TensorDict) -> None:
         """Take `update_epochs` passes over a rollout [T, N] in shuffled minibatches, one optimiser step for each."""
-        args = self.args
-        flat = dict(rollout.flatten().items())
-        for _ in range(args.update_epochs):
-            order = torch.randperm(rollout.numel(), device=self.device).view(args.num_minibatches, -1)
-            shuffled = {name: take(x, order.flatten()) for name, x in flat.items()}
-            columns = self.prepare(self.augment({name: x.unflatten(0, order.shape) for name, x in shuffled.items()}))
-            seen = []
-            for rows in zip(*(x.unbind() for x in columns.values()), strict=True):
-                batch = dict(zip(columns, rows, strict=True))
-                seen.append(self.differentiate(batch))
-                if args.max_grad_norm > 0:
-                    self.flat.clip(args.max_grad_norm)
-                self.optimizer.step()
-                if args.lr_schedule == "adaptive":
-                    self.follow(self.ranks.sum_(self.divergence(seen[-1].log_ratio, batch["weight"])))
-            losses = self.ranks.sum_(self.losses(columns, Seen(*map(torch.stack, zip(*seen, strict=True)))))
+        rows, target_kl = dict(rollout.flatten().items()), self.args.target_kl
+        for _ in range(self.args.update_epochs):
+            losses = self.learn(self.shuffle(rows))
             self.loss_sum += losses.sum(0)
-            self.loss_count += len(seen)
-            if args.target_kl > 0 and losses[-1, LOSSES.index("approx_kl")] > args.target_kl:
+            self.loss_count += len(losses)
+            if target_kl > 0 and losses[-1, LOSSES.index("approx_kl")] > target_kl:
                 break
+
+    def shuffle(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return rows [T * N] in minibatches [M, B], in an order that is drawn."""
+        order = torch.randperm(len(rows["action"]), device=self.device)
+        return {name: take(x, order).unflatten(0, (self.args.num_minibatches, -1)) for name, x in rows.items()}
+
+    def learn(self, columns: dict[str, Tensor]) -> Tensor:
+        """Take an optimiser step for each of the minibatches [M, B]; returns their LOSSES [M, 5]."""
+        args, columns, seen = self.args, self.prepare(self.augment(columns)), []
+        for rows in zip(*(x.unbind() for x in columns.values()), strict=True):
+            batch = dict(zip(columns, rows, strict=True))
+            seen.append(self.differentiate(batch))
+            if args.max_grad_norm > 0:
+                self.flat.clip(args.max_grad_norm)
+            self.optimizer.step()
+            if args.lr_schedule == "adaptive":
+                self.follow(self.ranks.sum_(self.divergence(seen[-1].log_ratio, batch["weight"])))
+        return self.ranks.sum_(self.losses(columns, Seen(*map(torch.stack, zip(*seen, strict=True)))))
 
     def gradient(self, rollout: TensorDict) -> Tensor:
         """Return the gradient [P] on as many rows of a rollout as a minibatch has, and leave it in its place."""
@@ -687,7 +695,7 @@ class PPO:
                 )
         self.modules.load_state_dict(theirs)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.loss_sum = state["loss_sum"].to(self.device)
+        self.loss_sum.copy_(state["loss_sum"])
         self.loss_count = state["loss_count"]
 
 
@@ -968,6 +976,9 @@ def train(run: Run[Args], agent: PPO, env: VecEnv, eval_env: VecEnv | None) -> d
             rollout = agent.estimate(rows, steps)
             if agent.compiled is not None and agent.compiled.unverified:
                 run.note(agent.compiled.verify(TOLERANCE[args.amp], partial(agent.gradient, rollout)))
+            if agent.recorded is not None and agent.recorded.unverified:
+                rows_of = dict(rollout.flatten().items())
+                run.note(agent.recorded.verify(TOLERANCE[args.amp], partial(agent.shuffle, rows_of)))
             agent.update(rollout)
             agent.observe(steps)
 

@@ -204,8 +204,9 @@ class Args:
     amp: Literal["auto", "bfloat16", "off"] = "auto"
     """precision of the learner's products: auto is bfloat16 where the hardware multiplies it faster"""
     compile: bool = False
-    """compile the updates with torch.compile: pays on a GPU, and on a CPU in long runs; before the first one, gradients
-    are held against plain ones, and where they differ it is given up"""
+    """compile the updates with torch.compile, and on a GPU record them as CUDA graphs (PQN: the first alone): pays on a
+    GPU, and on a CPU in long runs; before the first one, both are held against plain code, and given up where they
+    differ"""
 
 
 LOSSES = ("td_loss", "q_values")

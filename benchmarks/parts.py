@@ -309,7 +309,7 @@ PARTS = {
     "paired": Part(("ppo",), hidden_apart, "actor and critic in one batched product"),
     "flat": Part((*OFF_POLICY, *ON_POLICY), tensor_by_tensor, "one vector of parameters, one call of AdamW"),
     "simplices": Part(tuple(TASKS), by_torch, "norm and softmax of a SEM block in one pass, in C++"),
-    "activations": Part(("fastsac", "pqn-images"), activations_apart, "layer norm and activation in one pass, in C++"),
+    "activations": Part(("fastsac",), activations_apart, "layer norm and activation in one pass, in C++"),
     "memory": Part(tuple(TASKS), freed, "freed memory is kept"),
     "bfloat16": Part((*OFF_POLICY, *IMAGES), None, "products in bfloat16", "--amp off"),
     "overlap": Part(OFF_POLICY, in_turn, "environments step while the learner learns"),

@@ -204,6 +204,9 @@ def update_calls(args: Settings, code: Code | None, env: VecEnv, batch: TensorDi
             if agent.compiled is not None:
                 said = agent.compiled.verify(TOLERANCE[amp], partial(agent.gradient, batch))
                 config.require(said.startswith("compiled"), f"ours, {precision}, SEM {sem}: {said}")
+            if agent.recorded is not None:
+                said = agent.recorded.verify(TOLERANCE[amp], batch.copy, agent.variants)
+                print(f"ours, {precision}, SEM {sem}: {said}")
             for name, call in zip(UPDATES, our_updates(agent, batch), strict=True):
                 tasks[name][Contestant("ours", precision, sem)] = call
         if code is not None and (code.sem or sem == "off") and sem in SEM_PLACES:

@@ -59,18 +59,6 @@ class BatchedLayerNorm(nn.Module):
         return f"{self.weight.shape[-1]}, copies={self.weight.shape[0]}"
 
 
-class ImageNorm(nn.LayerNorm):
-    """Layer normalisation over channels and pixels: [B, C, H, W], with a gain and a bias for each [H, W, C].
-
-    In the order that images have in memory with the channels last, where the order of `nn.LayerNorm` is a copy there
-    and back: a tenth of the time of the convolutions on a CPU.
-    """
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return [B, C, H, W]."""
-        return super().forward(image.movedim(1, -1)).movedim(-1, 1)
-
-
 class Layers(nn.Sequential):
     """Layers, one after the other, as `nn.Sequential`; on a CPU a norm and the activation behind it are one.
 
@@ -88,20 +76,14 @@ class Layers(nn.Sequential):
 
 
 def norm_and_activation(norm: nn.Module, activation: nn.Module, x: Tensor) -> Tensor | None:
-    """Return what a norm and an activation behind it make of x in one pass; None where there is no such pass."""
+    """Return what a norm of rows and an activation behind it make of x in one pass; None where there is none."""
     after = AFTER.get(type(activation))
-    if after is None or not isinstance(norm, nn.LayerNorm | BatchedLayerNorm) or hooks(norm) or hooks(activation):
+    if after is None or type(norm) not in (nn.LayerNorm, BatchedLayerNorm) or hooks(norm) or hooks(activation):
         return None
-    if norm.bias is None or (type(norm) is nn.LayerNorm and norm.bias.dim() > 1):
+    assert isinstance(norm, nn.LayerNorm | BatchedLayerNorm)
+    if norm.bias is None or (isinstance(norm, nn.LayerNorm) and norm.bias.dim() > 1):
         return None
-    image = x.movedim(1, -1) if isinstance(norm, ImageNorm) else None
-    rows, gain, bias = (
-        (x, norm.weight, norm.bias) if image is None else (image.flatten(1), norm.weight.flatten(), norm.bias.flatten())
-    )
-    if not suits(rows, gain, after):
-        return None
-    y = norm_and(after, rows, gain, bias, norm.eps)
-    return y if image is None else y.view(image.shape).movedim(-1, 1)
+    return norm_and(after, x, norm.weight, norm.bias, norm.eps) if suits(x, norm.weight, after) else None
 
 
 def hooks(layer: nn.Module) -> bool:

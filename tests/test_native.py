@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from networks import native
 from networks.layers import NORM_EPS, Layers
 from networks.sem import SEM, SEMConfig, told
-from networks.torso import Activation, mlp_torso, nature_cnn
+from networks.torso import Activation, mlp_torso
 
 found = native.library()
 EVERY = [native.RELU, native.SILU, *native.WIDTHS]
@@ -356,7 +356,7 @@ def graph(node: Any) -> set[str]:
 def holds(layers: nn.Sequential, x: Tensor, amp: bool) -> None:
     """What layers make of x, and its derivatives, are as near to those of float64 as torch's are."""
     for parameter in layers.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter) / parameter[0].numel() ** 0.5
+        parameter.data += 0.1 * torch.randn_like(parameter)
     leaves, exact = [*layers.parameters()], deepcopy(layers).double()
     with torch.autocast("cpu", torch.bfloat16, enabled=amp):
         mine, plain = layers(x), nn.Sequential.forward(layers, x)
@@ -368,7 +368,7 @@ def holds(layers: nn.Sequential, x: Tensor, amp: bool) -> None:
         *((each.detach(), *torch.autograd.grad(each, by, grad.to(each.dtype))) for each, by in three), strict=True
     ):
         assert a.shape == c.shape and apart(a, c) < max(2 * apart(b, c), 1e-5)
-        assert apart(a, c) < (0.3 if amp else 1e-4)
+        assert apart(a, c) < (0.2 if amp else 1e-4)
 
 
 @built
@@ -378,15 +378,6 @@ def holds(layers: nn.Sequential, x: Tensor, amp: bool) -> None:
 def test_norm_and_activation_of_a_torso_are_one(amp: bool, activation: Activation, copies: int | None) -> None:
     torch.manual_seed(0)
     holds(mlp_torso(5, (32, 48), None, copies, activation, norm=True)[0], torch.randn(64, 5), amp)
-
-
-@built
-@pytest.mark.parametrize("amp", [False, True])
-def test_norm_and_activation_of_images_are_one(amp: bool) -> None:
-    torch.manual_seed(0)
-    cnn = nature_cnn((4, 84, 84), norm=True)[0][1:]  # without the precision that images get
-    image = torch.rand(3, 84, 84, 4).movedim(-1, 1)
-    holds(cnn.to(memory_format=torch.channels_last), image, amp)
 
 
 @built
