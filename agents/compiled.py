@@ -8,6 +8,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from agents.recorded import always_the_same
+
 TOLERANCE = {"off": 1e-3, "bfloat16": 0.1}
 """By how much numbers may differ, by --amp, relative to their norm. A fused kernel does not round between operations:
 measured are 1e-6 in float32 and 1e-2 in bfloat16, while a wrong sign or mask is 0.1 to 2."""
@@ -93,9 +95,7 @@ class Compiled:
         return f"compiled in {told} relative to the norm"
 
     def _seeded(self, check: Callable[[], Tensor]) -> Tensor:
-        device = self._agent.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
+        with always_the_same(self._agent.device):
             return check().clone()
 
 

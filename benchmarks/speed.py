@@ -193,8 +193,10 @@ def settings(args: Args) -> Settings:
     return resolved
 
 
-def update_calls(args: Settings, code: Code | None, env: VecEnv, batch: TensorDict) -> dict[str, Calls]:
-    """Return, for each of UPDATES, what each contestant does with the batch."""
+def update_calls(
+    args: Settings, code: Code | None, env: VecEnv, batch: TensorDict, recorded: list[str]
+) -> dict[str, Calls]:
+    """Return, for each of UPDATES, what each contestant does with the batch; `recorded` gets what is said of graphs."""
     tasks: dict[str, Calls] = {name: {} for name in UPDATES}
     theirs, learner = to_reference(batch), LEARNERS[agent_of(args)]
     for sem in (*SEM_PLACES, CONTROL):  # next to each other: what is to be compared
@@ -206,7 +208,8 @@ def update_calls(args: Settings, code: Code | None, env: VecEnv, batch: TensorDi
                 config.require(said.startswith("compiled"), f"ours, {precision}, SEM {sem}: {said}")
             if agent.recorded is not None:
                 said = agent.recorded.verify(TOLERANCE[amp], batch.copy, agent.variants)
-                print(f"ours, {precision}, SEM {sem}: {said}")
+                recorded.append(f"{precision}, SEM {sem}: {said}")
+                print(f"ours, {recorded[-1]}")
             for name, call in zip(UPDATES, our_updates(agent, batch), strict=True):
                 tasks[name][Contestant("ours", precision, sem)] = call
         if code is not None and (code.sem or sem == "off") and sem in SEM_PLACES:
@@ -647,7 +650,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{machine_rates.copied / 1e9:,.1f} GB/s\n"
     )
 
-    tasks = update_calls(ours, code, env, batch)
+    recorded: list[str] = []
+    tasks = update_calls(ours, code, env, batch, recorded)
+    report |= {"recorded": recorded} if recorded else {}
     tasks |= {"replay sample, n_step 1": one_step[0], "replay sample, n_step 3": three_steps[0]}
     tasks |= {"replay add": one_step[1]}
     for name, storage in (("host", "host"), ("file", args.folder)):

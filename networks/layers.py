@@ -5,6 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from networks.native import RELU, SILU, norm_and, suits
 
@@ -81,14 +82,15 @@ def norm_and_activation(norm: nn.Module, activation: nn.Module, x: Tensor) -> Te
     if after is None or type(norm) not in (nn.LayerNorm, BatchedLayerNorm) or hooks(norm) or hooks(activation):
         return None
     assert isinstance(norm, nn.LayerNorm | BatchedLayerNorm)
-    if norm.bias is None or (isinstance(norm, nn.LayerNorm) and norm.bias.dim() > 1):
+    if norm.bias is None or not suits(x, norm.weight, norm.bias, after):
         return None
-    return norm_and(after, x, norm.weight, norm.bias, norm.eps) if suits(x, norm.weight, after) else None
+    return norm_and(after, x, norm.weight, norm.bias, norm.eps)
 
 
 def hooks(layer: nn.Module) -> bool:
-    """Whether somebody looks on when it is called."""
-    return bool(layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks)
+    """Whether somebody looks on when it is called, or has put another function in place of its own."""
+    own = layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks
+    return bool(own) or "forward" in layer.__dict__ or _has_any_global_hook()
 
 
 def linear(in_features: int, out_features: int, copies: int | None) -> nn.Module:

@@ -123,7 +123,7 @@ def library() -> Library | str:
 def agrees(built: Library) -> bool:
     """Whether it computes what torch does, forward and backward: compilers are many, and tests ran with few."""
     with torch.inference_mode(False), torch.enable_grad():
-        return all(computes_the_same(built, dtype, after) for dtype in DTYPES for after in (RELU, SILU, 4, 64))
+        return all(computes_the_same(built, dtype, after) for dtype in DTYPES for after in (RELU, SILU, *WIDTHS[:-1]))
 
 
 def computes_the_same(built: Library, dtype: torch.dtype, after: int) -> bool:
@@ -146,18 +146,22 @@ def computes_the_same(built: Library, dtype: torch.dtype, after: int) -> bool:
     return all((a.float() - b).norm() <= near[a.dtype] * b.norm() for a, b in zip(got, expected, strict=True))
 
 
-def suits(x: Tensor, gain: Tensor, after: int) -> bool:
-    """Whether `norm_and` can be asked for it: on a CPU, in a shape that it has, and nobody looks on.
+def suits(x: Tensor, gain: Tensor, bias: Tensor, after: int) -> bool:
+    """Whether `norm_and` can be asked for it: on a CPU, in shapes that it has, and nobody looks on.
 
-    Compilers, tracers and transforms need to see torch's own operations.
+    Compilers, tracers, transforms and modes need to see torch's own operations.
     """
     return (
         x.device.type == "cpu"
         and has_code_for(x.shape[-1], after)
         and x.dtype in DTYPES
-        and gain.dtype == torch.float32
+        and gain.dtype == bias.dtype == torch.float32
+        and gain.shape == bias.shape
+        and (gain.shape == x.shape[-1:] or (x.dim() == 3 and gain.shape == (x.shape[0], 1, x.shape[2])))
         and type(x) is Tensor  # and nothing that only passes for one
+        and not x.is_neg()
         and not torch.compiler.is_compiling()
+        and torch._C._len_torch_function_stack() == 0
         and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
@@ -169,7 +173,7 @@ def suits(x: Tensor, gain: Tensor, after: int) -> bool:
 
 def has_code_for(width: int, after: int) -> bool:
     """Whether `norm.cpp` has code for rows of a width, and what follows."""
-    return (after in WIDTHS and width % max(LANES, after) == 0) or (after in (RELU, SILU) and width % LANES == 0)
+    return width > 0 and width % max(LANES, after) == 0 and after in (RELU, SILU, *WIDTHS)
 
 
 def out_dtype(x: Tensor, after: int) -> torch.dtype:
@@ -268,7 +272,7 @@ class _NormAnd(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, bias, out, stats = ctx.saved_tensors
         after, temperature, eps = ctx.settings
-        grad = grad.contiguous()
+        grad = grad.contiguous().resolve_neg()
         if torch.is_grad_enabled() or not has_memory(grad):
             grads = by_torch(x, gain, bias, after, temperature, eps, out, grad)
         else:
@@ -308,6 +312,5 @@ def by_torch(
     by_unit = by_normed * gain
     along = (by_unit * unit).mean(-1, keepdim=True)
     by_x = rstd * (by_unit - by_unit.mean(-1, keepdim=True) - unit * along)
-    rows = [each for each, size in enumerate(gain.shape[:-1]) if size == 1] or list(range(x.dim() - 1))
-    of_gain, of_bias = ((by_normed * each).sum(rows, keepdim=gain.dim() > 1) for each in (unit, torch.ones_like(unit)))
+    of_gain, of_bias = ((by_normed * each).sum_to_size(gain.shape) for each in (unit, torch.ones_like(unit)))
     return by_x.to(x.dtype), of_gain, of_bias

@@ -94,8 +94,9 @@ class SEM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return features on the product of simplices; each group sums to 1."""
         x, tau = self.linear(x), self.temperature
-        if self.log_temperature is None and suits(x, self.norm.weight, self.config.vertices):
-            return norm_and(self.config.vertices, x, self.norm.weight, self.norm.bias, NORM_EPS, float(tau))
+        gain, bias = self.norm.weight, self.norm.bias
+        if self.log_temperature is None and suits(x, gain, bias, self.config.vertices):
+            return norm_and(self.config.vertices, x, gain, bias, NORM_EPS, float(tau))
         x = self.norm(x)
         if isinstance(tau, Tensor):
             return simplicial(x.float() / tau, self.config.groups)

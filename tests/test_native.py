@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.modules.module import register_module_forward_hook
+from torch.overrides import TorchFunctionMode
 
 from networks import native
-from networks.layers import NORM_EPS, Layers
+from networks.layers import NORM_EPS, BatchedLayerNorm, Layers
 from networks.sem import SEM, SEMConfig, told
 from networks.torso import Activation, mlp_torso
 
@@ -226,6 +229,15 @@ def test_what_no_float32_has_is_0() -> None:
     assert (out == 0).any() and ((out > 0) & (out < 2**-126)).float().mean() < 0.02  # denormal numbers take their time
 
 
+@built
+@pytest.mark.parametrize("after", [native.RELU, native.SILU, 4])
+def test_one_row_has_second_derivatives_too(after: int) -> None:
+    x, gain, bias, grad = inputs(None, 1, 64)
+    mine = second(x[0], gain, bias, after, 0.5, grad[0], False)
+    for a, b in zip(mine, second(x[0], gain, bias, after, 0.5, grad[0], True), strict=True):
+        assert a.shape == b.shape and (apart(a, b.double()) < 1e-4 or not (a.any() or b.any()))
+
+
 def second(x: Tensor, gain: Tensor, bias: Tensor, after: int, tau: float, grad: Tensor, torch_only: bool) -> Any:
     """Derivatives of the squared derivatives, and the derivatives by several outputs at once."""
     x, gain, bias = (each.detach().requires_grad_() for each in (x, gain, bias))
@@ -320,7 +332,7 @@ def test_a_block_takes_it_where_it_can() -> None:
 
     assert by_native(SEM(5, SEMConfig(4, 16))) and by_native(SEM(5, SEMConfig(4, 4, 0.5, False, 0.1), 2))
     assert not by_native(SEM(5, SEMConfig(4, 5)))  # no code for it
-    assert not native.suits(torch.randn(2, 80), torch.ones(80), 64)  # 80 features are no groups of 64
+    assert not native.suits(torch.randn(2, 80), torch.ones(80), torch.zeros(80), 64)  # 80 features are no groups of 64
     assert not by_native(SEM(5, SEMConfig(3, 4)))  # 12 features do not fill the lanes
     assert not by_native(SEM(5, SEMConfig(4, 16, 1.0, True)))  # it has no derivative by the temperature
     assert not by_native(SEM(5, SEMConfig(4, 16)).double(), x.double())
@@ -399,6 +411,62 @@ def test_layers_are_one_only_where_that_is_what_they_are() -> None:
     uneven = Layers(nn.Linear(5, 32), nn.LayerNorm(32, eps=0.5), nn.ReLU())
     torch.testing.assert_close(uneven(x), nn.Sequential.forward(uneven, x))
     assert Layers()(x) is x
+
+
+@built
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (nn.LayerNorm(16), (6, 32)),
+        (nn.LayerNorm(64), (6, 32)),
+        (BatchedLayerNorm(32, 2), (6, 32)),
+        (BatchedLayerNorm(32, 2), (1, 6, 32)),
+        (BatchedLayerNorm(32, 2), (3, 6, 32)),
+        (BatchedLayerNorm(32, 2), (5, 2, 6, 32)),
+        (nn.LayerNorm(0), (6, 0)),
+    ],
+)
+def test_shapes_are_those_of_torch(norm: nn.Module, shape: tuple[int, ...]) -> None:
+    layers, x = Layers(norm, nn.ReLU()), torch.randn(shape)
+    found = []
+    for way in (layers, partial(nn.Sequential.forward, layers)):
+        try:
+            found.append(way(x))
+        except RuntimeError as error:
+            found.append(type(error))
+    assert found[0] is found[1] if isinstance(found[1], type) else torch.equal(found[0], found[1])
+
+
+@built
+def test_what_is_no_float32_or_has_its_sign_elsewhere_is_left_to_torch() -> None:
+    norm = BatchedLayerNorm(32, 2)
+    norm.bias.data = norm.bias.data.double()
+    assert not fused(Layers(norm, nn.ReLU()), torch.randn(2, 6, 32))
+    layers, x = Layers(nn.LayerNorm(32), nn.ReLU()), torch.randn(6, 32)
+    torch.testing.assert_close(layers(torch._neg_view(x)), layers(-x), atol=1e-6, rtol=1e-5)
+    leaf = x.clone().requires_grad_()
+    grads = [torch.autograd.grad(layers(leaf), leaf, grad)[0] for grad in (torch._neg_view(x), -x)]
+    assert torch.equal(*grads)
+
+
+@built
+def test_who_looks_on_from_afar_sees_each_layer() -> None:
+    torso, x, seen = mlp_torso(5, (32,), norm=True)[0], torch.randn(9, 5), []
+    handle = register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    torso(x)
+    handle.remove()
+    assert seen[:3] == [nn.Linear, nn.LayerNorm, nn.ReLU]
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(getattr(func, "__name__", ""))
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        torso(x)
+    assert {"layer_norm", "relu"} <= {each for each in seen if isinstance(each, str)}
+    torso[1].forward = torch.zeros_like  # type: ignore[assignment]
+    assert not torso(x).any()
 
 
 @built
@@ -546,8 +614,8 @@ def test_users_are_told_which_blocks_are_slower() -> None:
 @built
 def test_one_thread_alone_leaves_large_batches_to_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native.ready(), "threaded", False)
-    gain, large, small = torch.ones(64), torch.randn(2048, 64), torch.randn(256, 64)
-    assert native.suits(large, gain, 4) and told("cpu", SEMConfig(16, 4)) == ""
+    affine, large, small = (torch.ones(64), torch.zeros(64)), torch.randn(2048, 64), torch.randn(256, 64)
+    assert native.suits(large, *affine, 4) and told("cpu", SEMConfig(16, 4)) == ""
     torch.set_num_threads(2)
-    assert native.suits(small, gain, 4) and not native.suits(large, gain, 4)
+    assert native.suits(small, *affine, 4) and not native.suits(large, *affine, 4)
     assert "without OpenMP" in told("cpu", SEMConfig(16, 4))
