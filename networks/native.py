@@ -152,7 +152,8 @@ def suits(x: Tensor, gain: Tensor, bias: Tensor, after: int) -> bool:
     Compilers, tracers, transforms and modes need to see torch's own operations.
     """
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
         and has_code_for(x.shape[-1], after)
         and x.dtype in DTYPES
         and gain.dtype == bias.dtype == torch.float32
@@ -160,7 +161,6 @@ def suits(x: Tensor, gain: Tensor, bias: Tensor, after: int) -> bool:
         and (gain.shape == x.shape[-1:] or (x.dim() == 3 and gain.shape == (x.shape[0], 1, x.shape[2])))
         and type(x) is Tensor  # and nothing that only passes for one
         and not x.is_neg()
-        and not torch.compiler.is_compiling()
         and torch._C._len_torch_function_stack() == 0
         and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
