@@ -1,9 +1,12 @@
-"""The C++ beside torch: LayerNorm and what follows it on a CPU, as one call forward and one backward.
+"""The C++ beside torch: LayerNorm and what follows it on a CPU, as one operation with a derivative.
+
+    python -m networks.native   # build it, and say what has come of it
 
 What follows is the softmax in groups of a SEM block, or an activation. In calls of torch a SEM block's are a dozen, and
-several times the arithmetic: rows of 4 to 64 numbers are too short for its kernels. `norm.cpp` is built when it is
-first needed, in a second or two, for the processor at hand, and kept in `$SEMRL_CACHE`, by default `~/.cache/semrl`.
-Where there is no compiler, or it fails, `library` says why, and torch does all of it.
+several times the arithmetic: rows of 4 to 64 numbers are too short for its kernels. `norm.cpp` computes, and
+`operation.cpp` makes an operation of torch of it. Both are built when they are first needed, in ten to thirty seconds,
+for the processor and the torch at hand, and kept in `$SEMRL_CACHE`, by default `~/.cache/semrl`. Where there is no
+compiler, or it fails, `library` says why, and torch does all of it.
 """
 
 import ctypes
@@ -13,6 +16,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -23,8 +27,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-SOURCE = Path(__file__).with_name("norm.cpp")
-FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
+SOURCE, OPERATION = Path(__file__).with_name("norm.cpp"), Path(__file__).with_name("operation.cpp")
+FLAGS = ("-std=c++20", "-fPIC")
+FAST = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
 THREADED = ("-fopenmp",)
 """for compiling, not for linking: the threads are those of torch's own OpenMP, which is there already"""
 WIDTHS = (2, 4, 8, 16, 32, 64, 128)
@@ -40,17 +45,21 @@ PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
 
 class Library:
-    """What `norm.cpp` has been built into."""
+    """What `norm.cpp` and `operation.cpp` have been built into."""
 
-    def __init__(self, path: Path, threaded: bool) -> None:
-        library = ctypes.CDLL(str(path))
-        number, pointer, real = ctypes.c_long, ctypes.c_void_p, ctypes.c_float
-        sizes = [ctypes.c_int, ctypes.c_int, number, number, number, number]
-        self.threaded = threaded
-        self.forward, self.backward = library.norm_forward, library.norm_backward
-        self.forward.argtypes = [*sizes, *[pointer] * 3, real, real, pointer, pointer]
-        self.backward.argtypes = [*sizes, *[pointer] * 3, real, *[pointer] * 6]
-        self.forward.restype = self.backward.restype = None
+    def __init__(self, norm: Path, operation: Path, threaded: bool) -> None:
+        kernels, name = ctypes.CDLL(str(norm)), norm.stem.replace("-", "_")
+        define = ctypes.CDLL(str(operation)).define
+        define.argtypes, define.restype = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p], ctypes.c_char_p
+        if wrong := define(name.encode(), *(address(kernels[each]) for each in ("norm_forward", "norm_backward"))):
+            raise RuntimeError(wrong.decode(errors="replace"))
+        self.path, self.threaded = norm, threaded
+        self.norm_and = getattr(torch.ops.semrl, name).default
+
+
+def address(function: Any) -> int | None:
+    """Return where a function of a library is."""
+    return ctypes.cast(function, ctypes.c_void_p).value
 
 
 def folder() -> Path:
@@ -70,31 +79,46 @@ def call(*command: str) -> bytes:
         OSError: it is not there.
         subprocess.SubprocessError: it fails, or does not end.
     """
-    return subprocess.run(command, capture_output=True, check=True, timeout=120).stdout
+    return subprocess.run(command, capture_output=True, check=True, timeout=300).stdout
 
 
-def load(compiler: Sequence[str], flags: tuple[str, ...], threaded: bool) -> Library:
+def load(compiler: Sequence[str], threads: tuple[str, ...]) -> Library:
     """Return the library, built if it is not there, or not whole.
 
     Raises:
         OSError: it cannot be written or loaded, or the compiler is not there.
-        RuntimeError: there is no home.
+        RuntimeError: there is no home, or torch does not take the operation.
         subprocess.SubprocessError: the compiler fails, or does not end.
     """
-    compile_, link = [*compiler, *flags, "-c"], [*compiler, "-shared"]
-    known = call(*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull)  # version and processor, among all else
-    key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), known, *(word.encode() for word in compile_)]))
-    path = folder() / f"norm-{key.hexdigest()[:16]}.so"
+    of_torch = Path(torch.__file__).parent
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    headers = [f"-isystem{of_torch / each}" for each in ("include", "include/torch/csrc/api/include")]
+    links = [f"-L{of_torch / 'lib'}", "-ltorch_cpu", "-lc10"]
+    flags = ["-O1", "-fvisibility=hidden", abi, *headers]
+    norm = build(SOURCE, compiler, [*FAST, *threads])
+    operation = build(OPERATION, compiler, flags, links, [torch.__version__, str(torch.version.git_version)])
+    return Library(norm, operation, bool(threads))
+
+
+def build(
+    source: Path, compiler: Sequence[str], flags: Sequence[str], links: Sequence[str] = (), also: Sequence[str] = ()
+) -> Path:
+    """Return what a source has been built into, if it is not there, or not whole; `also`: what else it depends on."""
+    words = [*compiler, *FLAGS, *flags]
+    known = call(*words, "-dM", "-E", "-x", "c++", os.devnull)  # version and processor, among all else
+    parts = [source.read_bytes(), known, *(word.encode() for word in (*words, *links, *also))]
+    path = folder() / f"{source.stem}-{hashlib.sha256(bytes(1).join(parts)).hexdigest()[:16]}.so"
     try:
-        return Library(path, threaded)
+        ctypes.CDLL(str(path))
     except OSError:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as place:
-            compiled, linked = Path(place) / "norm.o", Path(place) / "norm.so"
-            call(*compile_, str(SOURCE), "-o", str(compiled))
-            call(*link, str(compiled), "-o", str(linked))
+            print(f"building {source.name} with {' '.join(compiler)}, once", file=sys.stderr, flush=True)
+            compiled, linked = Path(place) / "it.o", Path(place) / "it.so"
+            call(*words, "-c", str(source), "-o", str(compiled))
+            call(*compiler, "-shared", str(compiled), *links, "-o", str(linked))
             linked.replace(path)  # at once: others may be looking for it
-    return Library(path, threaded)
+    return path
 
 
 @cache
@@ -106,7 +130,7 @@ def library() -> Library | str:
     for compiler, threads in itertools.product(compilers, (THREADED, ())):
         name = " ".join(compiler)
         try:
-            found = load(compiler, (*FLAGS, *threads), bool(threads))
+            found = load(compiler, threads)
         except subprocess.CalledProcessError as error:
             said = [line for line in error.stderr.decode(errors="replace").splitlines() if line.strip()]
             telling = [line for line in said if "error:" in line or "No space" in line] or said[-1:]
@@ -139,9 +163,9 @@ def computes_the_same(built: Library, dtype: torch.dtype, after: int) -> bool:
         out = torch.relu(normed) if after == RELU else normed * torch.sigmoid(normed)
     grad = (7 * rows).cos().to(out_dtype(x, after))
     expected = out.detach(), *torch.autograd.grad(out, inputs, grad.float())
-    stats = torch.empty(2, 3, 2, **PLAIN)
-    mine = _forward(built, x, gain, bias, after, tau, 1e-5, stats)
-    got = mine, *_backward(built, x, gain, bias, after, tau, mine, stats, grad)
+    leaves = [each.detach().requires_grad_() for each in (x, gain, bias)]
+    mine = built.norm_and(*leaves, after, 1e-5, tau)
+    got = mine.detach(), *torch.autograd.grad(mine, leaves, grad)
     near = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
     return all((a.float() - b).norm() <= near[a.dtype] * b.norm() for a, b in zip(got, expected, strict=True))
 
@@ -193,9 +217,7 @@ def norm_and(after: int, x: Tensor, gain: Tensor, bias: Tensor, eps: float, temp
         eps: what LayerNorm adds to the variance.
         temperature: of the softmax.
     """
-    if torch.is_grad_enabled() and (x.requires_grad or gain.requires_grad or bias.requires_grad):
-        return _NormAnd.apply(after, x, gain, bias, eps, temperature)
-    return _forward(ready(), x.contiguous(), gain.contiguous(), bias.contiguous(), after, temperature, eps, None)
+    return ready().norm_and(x, gain, bias, after, eps, temperature)
 
 
 def ready() -> Library:
@@ -205,112 +227,6 @@ def ready() -> Library:
     return found
 
 
-def _sizes(x: Tensor, gain: Tensor, after: int) -> tuple[int, int, int, int, int, int]:
-    threads = max(1, min(torch.get_num_threads(), x.numel() // GRAIN))
-    return (
-        x.dtype == torch.bfloat16,
-        threads,
-        gain.numel() // x.shape[-1],
-        x.numel() // gain.numel(),
-        x.shape[-1],
-        after,
-    )
-
-
-def _forward(
-    built: Library,
-    x: Tensor,
-    gain: Tensor,
-    bias: Tensor,
-    after: int,
-    temperature: float,
-    eps: float,
-    stats: Tensor | None,
-) -> Tensor:
-    out = torch.empty(x.shape, dtype=out_dtype(x, after), device="cpu")
-    noted = None if stats is None else stats.data_ptr()
-    arrays = x.data_ptr(), gain.data_ptr(), bias.data_ptr()
-    built.forward(*_sizes(x, gain, after), *arrays, 1 / temperature, eps, out.data_ptr(), noted)
-    return out
-
-
-def _backward(
-    built: Library,
-    x: Tensor,
-    gain: Tensor,
-    bias: Tensor,
-    after: int,
-    temperature: float,
-    out: Tensor | None,
-    stats: Tensor,
-    grad: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    sizes = _sizes(x, gain, after)
-    threads = sizes[1]
-    grad_x = torch.empty_like(x)
-    shape = gain.shape if threads == 1 else (threads, *gain.shape)
-    grad_gain, grad_bias = torch.empty(shape, **PLAIN), torch.empty(shape, **PLAIN)
-    given = x.data_ptr(), gain.data_ptr(), bias.data_ptr(), 1 / temperature, out if out is None else out.data_ptr()
-    into = grad_x.data_ptr(), grad_gain.data_ptr(), grad_bias.data_ptr()
-    built.backward(*sizes, *given, stats.data_ptr(), grad.data_ptr(), *into)
-    if threads > 1:
-        grad_gain, grad_bias = grad_gain.sum(0), grad_bias.sum(0)
-    return grad_x, grad_gain, grad_bias
-
-
-class _NormAnd(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, after: int, x: Tensor, gain: Tensor, bias: Tensor, eps: float, temperature: float) -> Tensor:
-        x, gain, bias = x.contiguous(), gain.contiguous(), bias.contiguous()
-        stats = torch.empty(*x.shape[:-1], 2, **PLAIN)
-        out = _forward(ready(), x, gain, bias, after, temperature, eps, stats)
-        ctx.save_for_backward(x, gain, bias, out if after in WIDTHS else None, stats)
-        ctx.settings = after, temperature, eps
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, gain, bias, out, stats = ctx.saved_tensors
-        after, temperature, eps = ctx.settings
-        grad = grad.contiguous().resolve_neg()
-        if torch.is_grad_enabled() or not has_memory(grad):
-            grads = by_torch(x, gain, bias, after, temperature, eps, out, grad)
-        else:
-            grads = _backward(ready(), x, gain, bias, after, temperature, out, stats, grad)
-        return None, *grads, None, None
-
-
-def has_memory(x: Tensor) -> bool:
-    """Whether numbers lie where a pointer says: not those of many derivatives at once, nor zeros that torch saves."""
-    try:
-        return x.data_ptr() != 0 or x.numel() == 0
-    except RuntimeError:
-        return False
-
-
-def by_torch(
-    x: Tensor,
-    gain: Tensor,
-    bias: Tensor,
-    after: int,
-    temperature: float,
-    eps: float,
-    out: Tensor | None,
-    grad: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the derivatives in torch's operations, for those who differentiate them again, or many at once."""
-    wide, grad = x.float(), grad.float()
-    unit = torch.layer_norm(wide, x.shape[-1:], eps=eps)
-    rstd = (wide.var(-1, correction=0, keepdim=True) + eps).rsqrt()
-    if out is not None:
-        codes, by_code = (each.reshape(*x.shape[:-1], x.shape[-1] // after, after) for each in (out, grad))
-        by_normed = (codes * (by_code - (codes * by_code).sum(-1, keepdim=True))).reshape(x.shape) / temperature
-    else:
-        normed = torch.addcmul(bias, unit, gain)
-        share = torch.sigmoid(normed)
-        by_normed = grad * ((normed > 0) if after == RELU else share * (1 + normed * (1 - share)))
-    by_unit = by_normed * gain
-    along = (by_unit * unit).mean(-1, keepdim=True)
-    by_x = rstd * (by_unit - by_unit.mean(-1, keepdim=True) - unit * along)
-    of_gain, of_bias = ((by_normed * each).sum_to_size(gain.shape) for each in (unit, torch.ones_like(unit)))
-    return by_x.to(x.dtype), of_gain, of_bias
+if __name__ == "__main__":
+    found = library()
+    print(f"torch does it all: {found}" if isinstance(found, str) else found.path)

@@ -66,6 +66,15 @@ def ours(x: Tensor, gain: Tensor, bias: Tensor, after: int, tau: float, grad: Te
     return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
 
+def fused(layers: nn.Module, x: Tensor) -> bool:
+    """Whether some of them are computed by our operation."""
+    return any("NormAnd" in name for name in graph(layers(x).grad_fn))
+
+
+def graph(node: Any) -> set[str]:
+    return set() if node is None else {node.name()}.union(*(graph(each) for each, _ in node.next_functions))
+
+
 def apart(mine: Tensor, reference: Tensor) -> float:
     return float((mine.double() - reference).norm() / reference.norm())
 
@@ -121,12 +130,12 @@ def test_many_threads_compute_the_same_rows(after: int) -> None:
     given = inputs(2, 2048, 64)
     alone = ours(*given[:3], after, 1.0, given[3])
     torch.set_num_threads(3)
-    assert native._sizes(given[0], given[1], after)[1] == 3
     together = ours(*given[:3], after, 1.0, given[3])
     again = ours(*given[:3], after, 1.0, given[3])
     for index, (a, b, c) in enumerate(zip(alone, together, again, strict=True)):
         assert torch.equal(b, c)
         assert torch.equal(a, b) if index < 2 else apart(a, b.double()) < 1e-6  # sums over rows, in another order
+        assert index < 2 or not native.ready().threaded or not torch.equal(a, b)
 
 
 @built
@@ -313,7 +322,6 @@ def test_tracers_see_what_torch_does() -> None:
 def test_the_threads_of_torch_stay() -> None:
     torch.set_num_threads(4)
     given = inputs(None, 1024, 64)  # enough for two threads
-    assert native._sizes(given[0], given[1], 4)[1] == 2
     large, seen = torch.randn(1 << 20), set()
     for _ in range(10):
         large.exp()
@@ -328,7 +336,7 @@ def test_a_block_takes_it_where_it_can() -> None:
     x = torch.randn(6, 5)
 
     def by_native(block: SEM, x: Tensor = x) -> bool:
-        return type(block(x).grad_fn).__name__ == "_NormAndBackward"
+        return fused(block, x)
 
     assert by_native(SEM(5, SEMConfig(4, 16))) and by_native(SEM(5, SEMConfig(4, 4, 0.5, False, 0.1), 2))
     assert not by_native(SEM(5, SEMConfig(4, 5)))  # no code for it
@@ -355,14 +363,6 @@ def test_an_annealed_temperature_is_the_one_of_now() -> None:
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------------
-
-
-def fused(layers: nn.Sequential, x: Tensor) -> bool:
-    return "_NormAndBackward" in graph(layers(x).grad_fn)
-
-
-def graph(node: Any) -> set[str]:
-    return set() if node is None else {type(node).__name__}.union(*(graph(each) for each, _ in node.next_functions))
 
 
 def holds(layers: nn.Sequential, x: Tensor, amp: bool) -> None:
@@ -589,6 +589,9 @@ def test_what_computes_something_else_is_not_used(
     assert text != source
     (tmp_path / "norm.cpp").write_text(text)
     monkeypatch.setattr(native, "SOURCE", tmp_path / "norm.cpp")
+    (tmp_path / "cache" / "native").mkdir(parents=True)
+    for built_before in native.folder().glob("operation-*.so"):  # the larger part, which is the same
+        shutil.copy(built_before, tmp_path / "cache" / "native")
     why = anew(monkeypatch, tmp_path / "cache")
     assert isinstance(why, str) and "computes something else" in why
 
@@ -600,7 +603,7 @@ def test_users_are_told_where_it_is_slower(monkeypatch: pytest.MonkeyPatch) -> N
     assert told("cpu", None, config) == " (by torch, slower: no g++ or clang++)"
     assert told("cuda", config) == told("cpu", None) == ""
     x, block = torch.randn(6, 5), SEM(5, config)
-    assert type(block(x).grad_fn).__name__ != "_NormAndBackward"
+    assert not fused(block, x)
 
 
 @built
