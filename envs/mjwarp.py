@@ -490,6 +490,10 @@ def load() -> tuple[Any, Any, Any]:
     if len({tuple(version.split(".")[:2]) for version in versions}) > 1:
         raise TaskError(f"mujoco {versions[0]} and mujoco-warp {versions[1]} do not fit together: {INSTALL}")
     warp.init()
+    if versions[1].startswith("3."):
+        from envs import mjwarp_contacts
+
+        mjwarp_contacts.use()
     return mujoco, mujoco_warp, warp
 
 

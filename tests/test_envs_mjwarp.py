@@ -331,6 +331,41 @@ def test_keeps_the_contract(task: str, steps: int, limit: int) -> None:
 
 
 @needs_warp
+@pytest.mark.parametrize("corners", [4, 8, 9, 40, 300])
+def test_a_mesh_touches_a_plane_where_it_does_in_c(corners: int) -> None:
+    """Random meshes in random places, the plane tilted: the same points, at the same depths."""
+    from envs.mjwarp import load
+
+    mujoco, mjw, wp = load()
+    rng, worlds = np.random.default_rng(corners), 64
+    spec = mujoco.MjSpec()
+    points = rng.normal(size=(corners, 3))
+    spec.add_mesh(name="rock", uservert=(0.2 * points / np.linalg.norm(points, axis=1)[:, None]).ravel())
+    spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_PLANE, size=(5, 5, 1), pos=(0.1, 0, 0.3), quat=(1, 0.2, -0.1, 0))
+    body = spec.worldbody.add_body()
+    body.add_freejoint()
+    body.add_geom(type=mujoco.mjtGeom.mjGEOM_MESH, meshname="rock")
+    model = spec.compile()
+    data, seen = mujoco.MjData(model), mjw.make_data(model, worlds, nconmax=8)
+    places = np.concatenate([rng.uniform(-0.2, 0.2, (worlds, 2)), rng.uniform(0.2, 0.5, (worlds, 1))], 1)
+    turns = rng.normal(size=(worlds, 4))
+    qpos = np.concatenate([places, turns / np.linalg.norm(turns, axis=1)[:, None]], 1).astype(np.float32)
+    wp.copy(seen.qpos, wp.array(qpos, dtype=wp.float32))
+    mjw.forward(mjw.put_model(model), seen)
+    count = seen.nacon.numpy()[0]
+    mine = np.concatenate([seen.contact.pos.numpy(), seen.contact.dist.numpy()[:, None]], 1)[:count]
+    numbers = []
+    for world, row in enumerate(qpos):
+        data.qpos[:] = row
+        mujoco.mj_forward(model, data)
+        theirs = np.array([(*contact.pos, contact.dist) for contact in data.contact]).reshape(-1, 4)
+        ours = mine[seen.contact.worldid.numpy()[:count] == world]
+        assert np.allclose(ours[np.lexsort(ours.T)], theirs[np.lexsort(theirs.T)], atol=2e-6)
+        numbers.append(len(theirs))
+    assert {0, 1, 3} <= set(numbers)
+
+
+@needs_warp
 def test_the_recorded_physics_is_what_python_launches() -> None:
     mine = made("Hopper-v5")
     mine.reset(seed=0)

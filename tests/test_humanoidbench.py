@@ -656,9 +656,8 @@ def test_wrong_use_on_warp_is_named(make: Callable[..., Any]) -> None:
 @needs_warp
 @needs_recording
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["h1-walk", "h1-maze", "h1-balance_hard"])
+@pytest.mark.parametrize("task", IN_RECORDING)
 def test_steps_on_warp_are_those_of_the_real_benchmark(task: str, data: None) -> None:
-    """For MuJoCo 3.11, Warp lists other corners of a foot for contacts than C does; for 4.0 they are the same."""
     episodes = recorded(task)
     env: Any = envs.make(f"{task}-v0", len(episodes["rew"]), backend="humanoidbench_warp")
     state = {name: episodes[key] for name, key in (("qpos", "qpos"), ("qvel", "qvel"), ("qacc_warmstart", "warm"))}
@@ -667,8 +666,8 @@ def test_steps_on_warp_are_those_of_the_real_benchmark(task: str, data: None) ->
     env.check()
     assert np.array_equal(step.terminated, episodes["term"])
     off = np.abs(step.reward.numpy() - episodes["rew"])
-    agree = mujoco.__version__.startswith("4.0") or task == "h1-balance_hard"
-    assert np.median(off) < (1e-6 if agree else 1e-4) and off.max() < (2e-2 if agree else 0.1)
+    print(task, np.median(off), off.max())
+    assert np.median(off) < 1e-6 and off.max() < 2e-2
 
 
 # ---- the contract ----------------------------------------------------------------------------------------------------

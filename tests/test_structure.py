@@ -99,6 +99,7 @@ ALSO = {  # packages of other adapters that one needs too
     "envs.isaaclab": {"gymnasium"},
     "envs.humanoidbench_upstream": {"gymnasium", "mujoco"},
 }
+KERNELS = {"envs.mjwarp_contacts"}  # whose functions are compiled by the simulator: imported lazily as it is itself
 JOINS = {"envs.humanoidbench_warp": {"envs.humanoidbench", "envs.mjwarp"}}  # the tasks of one, the physics of another
 SIMULATORS = set(ADAPTERS.values()) - {"torch"} | {
     *("ale_py", "brax", "dm_control", "genesis", "gymnasium_robotics", "isaaclab", "isaacgym", "jax", "mani_skill"),
@@ -175,12 +176,13 @@ def allows(module: str, target: str, lazy: bool) -> bool:
     """Whether a module may import something: the table of rules, in the order of who asks."""
     package, root, adapter = module.partition(".")[0], target.partition(".")[0], adapter_of(module)
     if root in PACKAGES:
-        return allows_own(module, target)
+        return allows_own(module, target) and (lazy or not KERNELS & {target, target.rpartition(".")[0]})
     if root in sys.stdlib_module_names:
         return True
     if is_simulator(target):
         drawing = module == "envs.pictures" and root == "mujoco"
-        return lazy and (drawing or (adapter is not None and root not in others(adapter)))
+        late = lazy or module in KERNELS
+        return late and (drawing or (adapter is not None and root not in others(adapter)))
     if package == "networks":
         return root in ("torch", "tensordict")
     if package == "envs":
