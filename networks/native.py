@@ -36,6 +36,7 @@ WIDTHS = (2, 4, 8, 16, 32, 64, 128)
 """V of the groups that `norm.cpp` has code for"""
 RELU, SILU = 0, 1
 """what follows a norm, as is V of the groups of a softmax"""
+KNOWN = frozenset((RELU, SILU, *WIDTHS))
 LANES = 16
 GRAIN = 1 << 15
 """numbers that a thread has to do at least; torch hands out its own loops by the same"""
@@ -175,14 +176,15 @@ def suits(x: Tensor, gain: Tensor, bias: Tensor, after: int) -> bool:
 
     Compilers, tracers, transforms and modes need to see torch's own operations.
     """
+    shape, of_gain = x.shape, gain.shape
     return (
         not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and has_code_for(x.shape[-1], after)
+        and x.is_cpu
+        and has_code_for(shape[-1], after)
         and x.dtype in DTYPES
         and gain.dtype == bias.dtype == torch.float32
-        and gain.shape == bias.shape
-        and (gain.shape == x.shape[-1:] or (x.dim() == 3 and gain.shape == (x.shape[0], 1, x.shape[2])))
+        and of_gain == bias.shape
+        and (of_gain == shape[-1:] or (len(shape) == 3 and of_gain == (shape[0], 1, shape[2])))
         and type(x) is Tensor  # and nothing that only passes for one
         and not x.is_neg()
         and torch._C._len_torch_function_stack() == 0
@@ -197,7 +199,7 @@ def suits(x: Tensor, gain: Tensor, bias: Tensor, after: int) -> bool:
 
 def has_code_for(width: int, after: int) -> bool:
     """Whether `norm.cpp` has code for rows of a width, and what follows."""
-    return width > 0 and width % max(LANES, after) == 0 and after in (RELU, SILU, *WIDTHS)
+    return width > 0 and width % max(LANES, after) == 0 and after in KNOWN
 
 
 def out_dtype(x: Tensor, after: int) -> torch.dtype:

@@ -93,11 +93,11 @@ class SEM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features on the product of simplices; each group sums to 1."""
-        x, tau = self.linear(x), self.temperature
-        gain, bias = self.norm.weight, self.norm.bias
+        x, norm, tau = self.linear(x), self.norm, self.temperature
+        gain, bias = norm.weight, norm.bias
         if self.log_temperature is None and suits(x, gain, bias, self.config.vertices):
             return norm_and(self.config.vertices, x, gain, bias, NORM_EPS, float(tau))
-        x = self.norm(x)
+        x = norm(x)
         if isinstance(tau, Tensor):
             return simplicial(x.float() / tau, self.config.groups)
         return simplicial(x, self.config.groups, tau)
